@@ -1,0 +1,89 @@
+"""Every object key, built and parsed here and nowhere else.
+
+Keys hold integers and hex digits only, so that no user text can reach a path, and parse by strict
+patterns: what does not match was not written by limpet and is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+__all__ = [
+    "DATA_PREFIX",
+    "FORMAT_KEY",
+    "LOG_PREFIX",
+    "PackName",
+    "child_prefix",
+    "log_key",
+    "pack_key",
+    "parse_log_key",
+    "parse_pack_key",
+]
+
+FORMAT_KEY = "limpet.json"
+LOG_PREFIX = "log/"
+DATA_PREFIX = "data/"
+MAX_SEQ = 10**16 - 1
+_RECORDS_PER_FOLDER = 1000
+_LOG = re.compile(r"log/([0-9]{13})/([0-9]{16})\.json")
+_PACK = re.compile(r"data/([0-9]{16})/([0-9]{8})-([0-9a-f]{8})-([0-9]{4})-([0-9]{3})\.pack")
+
+
+@dataclass(frozen=True, slots=True)
+class PackName:
+    """What a pack's key says.
+
+    Attributes:
+        epoch: of the writer.
+        save: number of the save within its epoch.
+        nonce: 8 hex digits, new for every try.
+        rank: of the process that wrote it.
+        part: number of the pack within the save.
+    """
+
+    epoch: int
+    save: int
+    nonce: str
+    rank: int
+    part: int
+
+
+def log_key(seq: int) -> str:
+    """The key of record ``seq`` (1 or more)."""
+    if not 1 <= seq <= MAX_SEQ:
+        raise ValueError(f"seq out of range: {seq}")
+    return f"{LOG_PREFIX}{seq // _RECORDS_PER_FOLDER:013d}/{seq:016d}.json"
+
+
+def parse_log_key(key: str) -> int | None:
+    """The seq of a record's key; ``None`` for anything else."""
+    match = _LOG.fullmatch(key)
+    if match is None:
+        return None
+    seq = int(match[2])
+    return seq if seq >= 1 and int(match[1]) == seq // _RECORDS_PER_FOLDER else None
+
+
+def pack_key(name: PackName) -> str:
+    """The key of a pack."""
+    key = f"{DATA_PREFIX}{name.epoch:016d}/{name.save:08d}-{name.nonce}-{name.rank:04d}-{name.part:03d}.pack"
+    if parse_pack_key(key) != name:
+        raise ValueError(f"not a pack name: {name}")
+    return key
+
+
+def parse_pack_key(key: str) -> PackName | None:
+    """What a pack's key says; ``None`` for anything else."""
+    match = _PACK.fullmatch(key)
+    if match is None:
+        return None
+    epoch, save, nonce, rank, part = match.groups()
+    return PackName(int(epoch), int(save), nonce, int(rank), int(part))
+
+
+def child_prefix(name: str) -> str:
+    """Where the child run ``name`` lives, relative to its parent's root."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"child/{digest[:32]}"

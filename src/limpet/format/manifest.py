@@ -1,0 +1,181 @@
+"""Manifests: what a checkpoint is made of.
+
+A manifest is zstd-compressed JSON at the end of a save's last pack. It holds the state's tree, the place
+of every buffer in the sequence of chunks, and the place of every chunk in the packs. All sizes are
+checked against each other here, before anyone allocates a byte because of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import blake3
+import msgspec
+import zstandard
+
+from limpet.errors import CorruptError, FormatError
+from limpet.format.record import FORMAT_VERSION
+
+__all__ = [
+    "CHUNK_BYTES_MAX",
+    "MANIFEST_BYTES_MAX",
+    "BufferAt",
+    "ChunkAt",
+    "Manifest",
+    "decode_manifest",
+    "encode_manifest",
+]
+
+MANIFEST_BYTES_MAX = 64 << 20
+CHUNK_BYTES_MAX = 64 << 20
+_BUFFERS_MAX = 10_000_000
+_LEVEL = 3
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+
+class ChunkAt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One chunk.
+
+    Attributes:
+        id: BLAKE3 of its raw bytes, 64 hex digits.
+        raw_bytes: its size in memory.
+        codec: what encoded it.
+        pack: index into the manifest's packs.
+        offset: in that pack.
+        stored_bytes: its size there.
+        stored_digest: BLAKE3 of the stored bytes; empty where they are the raw bytes.
+    """
+
+    id: str
+    raw_bytes: int
+    codec: str
+    pack: int
+    offset: int
+    stored_bytes: int
+    stored_digest: str = ""
+
+
+class BufferAt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One buffer: ``nbytes`` bytes from ``offset`` in chunk ``chunk``, on through the chunks after it."""
+
+    chunk: int
+    offset: int
+    nbytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that is needed to read one checkpoint.
+
+    Attributes:
+        version: of the format.
+        run: id of the run.
+        save: ``epoch/save-nonce`` of the save that wrote it.
+        tree: the state's structure.
+        buffers: where each of the tree's buffers is.
+        chunks: where each chunk is.
+        packs: keys of the packs; the empty string is the body of the commit record.
+    """
+
+    version: int
+    run: str
+    save: str
+    tree: Any
+    buffers: list[BufferAt]
+    chunks: list[ChunkAt]
+    packs: list[str]
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Manifest)
+_version_decoder = msgspec.json.Decoder(_Version)
+
+
+def encode_manifest(manifest: Manifest) -> tuple[bytes, str]:
+    """The stored bytes and their BLAKE3 (64 hex digits).
+
+    Raises:
+        ValueError: it is larger than a reader would accept.
+    """
+    plain = _encoder.encode(manifest)
+    if len(plain) > MANIFEST_BYTES_MAX:
+        raise ValueError(f"the manifest has {len(plain)} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
+    stored = zstandard.ZstdCompressor(level=_LEVEL).compress(plain)
+    return stored, blake3.blake3(stored).hexdigest()
+
+
+def decode_manifest(stored: bytes | memoryview, digest: str) -> Manifest:
+    """The manifest, with every index and size checked.
+
+    Raises:
+        CorruptError: the bytes are not those that were committed, or contradict themselves.
+        FormatError: a newer version of the format.
+    """
+    if blake3.blake3(stored).hexdigest() != digest:
+        raise CorruptError("the manifest is damaged: its digest does not match its bytes.")
+    plain = _inflate(stored)
+    try:
+        version = _version_decoder.decode(plain).version
+        if version > FORMAT_VERSION:
+            raise FormatError(
+                f"the manifest has format version {version}; this limpet reads up to {FORMAT_VERSION}.",
+                hint="Install a newer limpet to read this run.",
+            )
+        manifest = _decoder.decode(plain)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptError(f"the manifest does not follow the schema: {error}.") from error
+    _check_chunks(manifest)
+    _check_buffers(manifest)
+    return manifest
+
+
+def _inflate(stored: bytes | memoryview) -> bytes:
+    try:
+        size = zstandard.frame_content_size(stored)
+        if not 0 <= size <= MANIFEST_BYTES_MAX:
+            raise CorruptError(f"the manifest claims {size} bytes; at most {MANIFEST_BYTES_MAX} are allowed.")
+        return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"the manifest cannot be decompressed: {error}.") from error
+
+
+def _check_chunks(manifest: Manifest) -> None:
+    packs = len(manifest.packs)
+    for index, chunk in enumerate(manifest.chunks):
+        fits = (
+            0 < chunk.raw_bytes <= CHUNK_BYTES_MAX
+            and 0 < chunk.stored_bytes <= chunk.raw_bytes
+            and chunk.offset >= 0
+            and 0 <= chunk.pack < packs
+            and _HEX64.fullmatch(chunk.id) is not None
+        )
+        if chunk.codec == "raw":
+            fits = fits and chunk.stored_bytes == chunk.raw_bytes and not chunk.stored_digest
+        else:
+            fits = fits and _HEX64.fullmatch(chunk.stored_digest) is not None
+        if not fits:
+            raise CorruptError(f"the manifest contradicts itself: chunk {index} is impossible.")
+
+
+def _check_buffers(manifest: Manifest) -> None:
+    """Each buffer must lie within the chunks, which it may only cross at their ends."""
+    if len(manifest.buffers) > _BUFFERS_MAX:
+        raise CorruptError(f"the manifest names {len(manifest.buffers)} buffers; at most {_BUFFERS_MAX} are allowed.")
+    ends = [0]
+    for chunk in manifest.chunks:
+        ends.append(ends[-1] + chunk.raw_bytes)
+    for index, buffer in enumerate(manifest.buffers):
+        inside = (
+            min(buffer.chunk, buffer.offset, buffer.nbytes) >= 0
+            and (buffer.chunk < len(manifest.chunks) or buffer.nbytes == 0)
+            and (buffer.nbytes == 0 or buffer.offset < manifest.chunks[buffer.chunk].raw_bytes)
+            and (buffer.nbytes == 0 or ends[buffer.chunk] + buffer.offset + buffer.nbytes <= ends[-1])
+        )
+        if not inside:
+            raise CorruptError(f"the manifest contradicts itself: buffer {index} lies outside the chunks.")
+    if sum(buffer.nbytes for buffer in manifest.buffers) > ends[-1]:
+        raise CorruptError("the manifest contradicts itself: its buffers overlap.")

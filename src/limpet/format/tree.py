@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import io
+import random
+import tempfile
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from limpet.format import blobs, containers, leaves
+from limpet.format.arrays import encode_array, encode_numpy_scalar
+from limpet.format.buffers import Buffer, FileSlice
+from limpet.format.classes import is_dataclass, is_enum
+from limpet.format.flattening import CaptureFiles, Encoder, Flattening, unsupported
+from limpet.format.generators import encode_generator, generator_kind
+from limpet.format.jax_leaves import encode_jax, is_jax_array
+from limpet.format.nodes import Node, Refused
+from limpet.format.objects import encode_custom, encode_stateful, is_stateful
+from limpet.format.registry import Registry, full_name, is_namedtuple
+from limpet.format.torch_leaves import encode_tensor, encode_torch_size, is_tensor, is_torch_size, settle
+from limpet.types import Files
+
+__all__ = ["Buffer", "FileSlice", "FlatTree", "flatten"]
+
+
+@dataclass(slots=True)
+class FlatTree:
+    """A state as plain JSON and the buffers that it names.
+
+    Attributes:
+        node: only what JSON can carry; see ``limpet.format.nodes``.
+        buffers: in the order of their indices.
+    """
+
+    node: Node
+    buffers: list[Buffer]
+
+
+def flatten(
+    state: object, *, registry: Registry, allow_pickle: bool = False, files: CaptureFiles | None = None
+) -> FlatTree:
+    """A state's structure as JSON, and its bytes as buffers, of which none is copied yet.
+
+    Args:
+        state: the live tree.
+        registry: user codecs.
+        allow_pickle: pickle what nothing else can save.
+        files: called as ``files(leaf, add_buffer)`` for each ``Files`` leaf, returns the JSON to store for it.
+
+    Raises:
+        UnsupportedLeafError: something in the state cannot be saved, or it contains itself; names the path.
+    """
+    flat = Flattening(registry, {} if allow_pickle else dict(_ENCODERS), _resolver(allow_pickle), files)
+    try:
+        node = flat.encode(state)
+    except Refused as refused:
+        raise unsupported(refused) from refused.__cause__
+    if flat.tensors:
+        settle(flat)
+    return FlatTree(node, flat.buffers)
+
+
+def _without_context(encode: Callable[[Any], Node]) -> Encoder:
+    return lambda value, _flat: encode(value)
+
+
+_ENCODERS: dict[type, Encoder] = {
+    **{cls: _without_context(encode) for cls, encode in leaves.ENCODERS.items()},
+    str: blobs.encode_string,
+    bytes: blobs.encode_bytes,
+    bytearray: blobs.encode_bytearray,
+    memoryview: blobs.encode_memoryview,
+    io.BytesIO: blobs.encode_bytesio,
+    Files: blobs.encode_files,
+    np.ndarray: encode_array,
+    np.memmap: encode_array,
+    dict: containers.encode_dict,
+    OrderedDict: containers.encode_ordered,
+    defaultdict: containers.encode_defaultdict,
+    Counter: containers.encode_counter,
+    list: containers.encode_list,
+    tuple: containers.encode_tuple,
+    deque: containers.encode_deque,
+    set: containers.encode_set,
+    frozenset: containers.encode_set,
+    random.Random: encode_generator,
+}
+"""Exact type to encoder."""
+
+
+def _resolver(allow_pickle: bool) -> Callable[[Any, Flattening], Encoder]:
+    return _resolve_or_pickle if allow_pickle else _resolve
+
+
+def _resolve(value: Any, flat: Flattening) -> Encoder:
+    """The encoder for a type that was not met before."""
+    cls = type(value)
+    if (known := _ENCODERS.get(cls)) is not None:
+        return known
+    if flat.registry.codec_for(cls) is not None:
+        return encode_custom
+    found = _framework_encoder(value, cls) or _class_encoder(value, cls)
+    if found is None:
+        raise _refusal(value)
+    return found
+
+
+def _framework_encoder(value: Any, cls: type) -> Encoder | None:
+    """For what array libraries and random generators make."""
+    if issubclass(cls, np.generic):
+        return _without_context(encode_numpy_scalar)
+    if issubclass(cls, np.ndarray):
+        raise Refused(f"is a {full_name(cls)}", "Save plain arrays: view(numpy.ndarray), or data and mask apart.")
+    if is_tensor(value):
+        return encode_tensor
+    if is_torch_size(cls):
+        return encode_torch_size
+    if is_jax_array(value):
+        return encode_jax
+    return encode_generator if generator_kind(value) is not None else None
+
+
+def _class_encoder(value: Any, cls: type) -> Encoder | None:
+    """For what users' classes make."""
+    if is_enum(cls):
+        return containers.encode_enum_leaf
+    if is_stateful(cls):
+        return encode_stateful
+    if is_namedtuple(cls):
+        return containers.encode_namedtuple
+    if is_dataclass(cls):
+        return containers.encode_dataclass
+    if isinstance(value, io.BufferedIOBase | io.RawIOBase):
+        return blobs.encode_file
+    if isinstance(value, tempfile._TemporaryFileWrapper) and "b" in value.file.mode:
+        return blobs.encode_file
+    return None
+
+
+def _refusal(value: object) -> Refused:
+    cls = type(value)
+    if isinstance(value, io.TextIOBase):
+        return Refused("is a file opened as text", 'Open it in binary mode ("rb").')
+    advice = f"Give limpet.register({cls.__qualname__}, encode, decode) a codec, or pass allow_pickle=True."
+    base = next((base for base in cls.__mro__[1:-1] if base in _ENCODERS), None)
+    if base is not None:
+        return Refused(f"is a {full_name(cls)}, a subclass of {base.__name__} that cannot be rebuilt", advice)
+    return Refused(f"is a {full_name(cls)}, which cannot be saved", advice)
+
+
+def _resolve_or_pickle(value: Any, flat: Flattening) -> Encoder:
+    try:
+        encode = _resolve(value, flat)
+    except Refused as refused:
+        if refused.final:
+            raise
+        return blobs.encode_pickle
+
+    def encode_or_pickle(value: Any, flat: Flattening) -> Node:
+        try:
+            return encode(value, flat)
+        except Refused as refused:
+            if refused.trail or refused.final:
+                raise
+            return blobs.encode_pickle(value, flat)
+
+    return encode_or_pickle
