@@ -1,0 +1,162 @@
+"""What limpet needs from a store, and nothing more.
+
+Each method's documentation is its contract; ``tests/stores`` runs one suite against every adapter.
+Foreign exceptions never leave an adapter: they come out as the errors below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from limpet.errors import StoreError, UsageError
+
+__all__ = ["NOT_DURABLE", "Bytes", "Entry", "KeyExistsError", "KeyMissingError", "Store", "split_key"]
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+"""Anything with a C-contiguous buffer of unsigned bytes (format ``B``, one dimension)."""
+
+
+NOT_DURABLE = "create_unknown"
+"""``kind`` of the error of a create whose object is visible, but may not survive a power loss."""
+
+
+class KeyMissingError(StoreError):
+    """The store says positively that the key does not exist."""
+
+    default_kind = "key_missing"
+
+
+class KeyExistsError(StoreError):
+    """A create found the key taken (by another writer, or by our own create whose answer was lost)."""
+
+    default_kind = "key_exists"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """Objects under one root, addressed by keys such as ``log/0000000000000/0000000000000007.json``.
+
+    Keys are built by ``limpet.format.layout`` only: segments of ``[0-9a-z._-]``, no leading slash.
+    All methods run on the engine's asyncio loop and never block it. Every failure that is not
+    named below is a ``StoreError`` that carries the store's own words, with ``transient`` telling
+    whether the same request may work later (503, timeouts, resets, 409 races, EIO, ENOSPC: yes; 403,
+    a missing bucket, bad credentials: no). Credentials never appear in a message or ``repr``.
+    """
+
+    url: str
+    """Where the root is, for people; without credentials and query."""
+    commit_interval_seconds: float
+    """The shortest time between two commits that a newer one could replace."""
+
+    async def get(self, key: str) -> bytes:
+        """The whole object. Raises ``KeyMissingError``."""
+        ...
+
+    async def get_range(self, key: str, offset: int, size: int) -> Bytes:
+        """Exactly ``size`` bytes from ``offset``.
+
+        Raises ``KeyMissingError``; ``CorruptError`` if the object ends before ``offset + size``
+        (a short answer is never returned).
+        """
+        ...
+
+    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Fill ``target`` (writable, contiguous bytes) from ``offset``; errors as ``get_range``."""
+        ...
+
+    async def list(self, prefix: str) -> list[Entry]:
+        """Every object whose key starts with ``prefix``, which is empty or ends with ``/``.
+
+        In any order; an absent prefix gives an empty list. Objects that limpet did not write may
+        be among them. A bucket or root that does not exist is an error for stores that can tell,
+        an empty list for a local folder that is not there yet.
+        """
+        ...
+
+    async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
+        """Write a new object from the concatenation of all buffers of all parts; its size.
+
+        Durable when it returns. ``key`` was never used before. Nothing is visible under ``key`` until
+        everything is; if the iterable raises, or the caller is cancelled, nothing ever is, and
+        temporary space is freed (an object store may have taken the last request in before the cancel: then
+        the whole object exists, never a part of it). The buffers of a part may be in use until the next part has been
+        asked for or the call has returned, no longer than that unless it fails (an adapter that uploads
+        from the caller's memory may then hold on to a buffer; it drops its reference when done).
+        ``size_hint`` is about how many bytes will come, 0 if unknown. At most a few parts are held in memory.
+        """
+        ...
+
+    async def create(self, key: str, data: bytes) -> None:
+        """Write a small object if, and only if, ``key`` does not exist, atomically; durable on return.
+
+        Raises ``KeyExistsError`` if it does. After any other error the object may or may not exist,
+        now or later.
+        """
+        ...
+
+    async def settle(self, key: str) -> None:
+        """Make an object that was read durable, with its name (local: fsync of file and folder).
+
+        Whoever extends a record calls it first: the process that created it may have died before its fsync.
+        """
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove the object; one that is absent is a success."""
+        ...
+
+    async def free_bytes(self) -> int | None:
+        """How much room is left, or ``None`` where there is no such limit."""
+        ...
+
+    async def prepare(self) -> None:
+        """Get ready for writing: make the root (local), or prove that the bucket can be reached.
+
+        Reading never calls it: it is what may create something.
+        """
+        ...
+
+    def acquire_writer_lock(self, owner: str) -> None:
+        """Take this host's advisory lock on being the writer of this root, where there is one.
+
+        Raises ``HeldError`` if another writer on this host (another process, or another store object of this
+        one) holds it. It is advice for people, never what safety rests on.
+        """
+        ...
+
+    def release_writer_lock(self) -> None:
+        """Give it back; harmless when not held."""
+        ...
+
+    def spool_folder(self) -> str | None:
+        """A folder on the same file system as the root where large temporary copies may lie, if there is one."""
+        ...
+
+    def child(self, prefix: str) -> Store:
+        """The same store, rooted at ``prefix`` (a path of safe segments) below this root."""
+        ...
+
+    async def close(self) -> None:
+        """Release threads, descriptors and connections. Idempotent."""
+        ...
+
+
+def split_key(key: str) -> tuple[str, ...]:
+    """The segments of a key, or of a prefix without its last slash, after checking that none leads elsewhere.
+
+    Raises:
+        UsageError: for an empty key, an empty segment, ``.``, ``..`` or a NUL.
+    """
+    segments = tuple(key.split("/"))
+    if any(segment in ("", ".", "..") or "\0" in segment for segment in segments):
+        raise UsageError(f"{key!r} is not a key", hint="Keys are relative paths without empty, '.' or '..' segments.")
+    return segments
