@@ -1,0 +1,166 @@
+"""Turning a snapshot's chunks into stored bytes, in batches large enough for few, long native calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import blake3
+
+from limpet.engine.budget import ByteBudget
+from limpet.engine.index import Known
+from limpet.engine.staging import Snapshot
+from limpet.format import codec
+from limpet.format.chunks import ChunkSource
+from limpet.workers import Workers
+
+__all__ = ["BatchStream", "Encoded", "encode_chunks"]
+
+RAW = "raw"
+BATCH_BYTES = 16 << 20
+"""Raw bytes per hop to a worker: a hop costs up to 1.5 ms beside a busy interpreter."""
+_AHEAD = 2
+"""Batches encoded while one is being written."""
+
+
+class Encoded(NamedTuple):
+    """One chunk, ready to be placed.
+
+    Attributes:
+        id: BLAKE3 of the raw bytes.
+        raw_bytes: their number.
+        codec: what encoded them.
+        stored: what to write; ``None`` if ``known`` holds it already.
+        digest: BLAKE3 of ``stored``; empty for raw chunks.
+        known: where a live checkpoint holds this chunk.
+    """
+
+    id: str
+    raw_bytes: int
+    codec: str
+    stored: Any
+    digest: str
+    known: Known | None
+    seconds: float = 0.0
+
+
+def encode_chunks(
+    snapshot: Snapshot, chunks: Sequence[tuple[ChunkSource, str]], known: Mapping[str, Known]
+) -> list[Encoded]:
+    """Hash every chunk, and encode those that are not ``known``. Runs on a worker.
+
+    Args:
+        snapshot: where the chunks' bytes are.
+        chunks: with the codec to try on each.
+        known: what may be referred to instead, by id.
+    """
+    encoded: list[Encoded] = []
+    for source, name in chunks:
+        raw = snapshot.read(source)
+        id_ = blake3.blake3(raw).hexdigest()
+        hit = known.get(id_)
+        if hit is not None and hit.raw_bytes == source.raw_bytes:
+            encoded.append(Encoded(id_, source.raw_bytes, hit.codec, None, hit.stored_digest, hit))
+            continue
+        started = time.perf_counter()
+        used, stored = codec.encode(raw, codec=name)
+        seconds = time.perf_counter() - started
+        digest = "" if used == RAW else blake3.blake3(stored).hexdigest()
+        encoded.append(Encoded(id_, source.raw_bytes, used, stored, digest, None, seconds))
+    return encoded
+
+
+@dataclass(slots=True)
+class _Batch:
+    start: int
+    tried: list[str]
+    raw_bytes: int
+    task: asyncio.Task[list[Encoded]]
+
+
+class BatchStream:
+    """The chunks of a snapshot from ``start`` on, encoded in order and a little ahead.
+
+    Args:
+        snapshot: what to encode.
+        known: chunks that need not be written.
+        chooser: which codec to try.
+        budget: bounds the bytes of encoded batches.
+        workers: gives the threads to use, asked anew for each batch.
+        start: index of the first chunk.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        known: Mapping[str, Known],
+        chooser: codec.CodecChooser,
+        budget: ByteBudget,
+        workers: Callable[[], Workers],
+        start: int = 0,
+    ) -> None:
+        self._snapshot = snapshot
+        self._known = known
+        self._chooser = chooser
+        self._budget = budget
+        self._workers = workers
+        self._next = start
+        self._ahead: deque[_Batch] = deque()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, list[Encoded]]]:
+        """Yield (index of the batch's first chunk, its encoded chunks)."""
+        while True:
+            await self._fill()
+            if not self._ahead:
+                return
+            batch = self._ahead[0]
+            encoded = await asyncio.shield(batch.task)
+            self._learn(batch, encoded)
+            try:
+                yield batch.start, encoded
+            finally:
+                del encoded
+                self._ahead.popleft()
+                self._budget.release(batch.raw_bytes)
+
+    async def aclose(self) -> None:
+        """Wait until no worker reads from the snapshot any more."""
+        while self._ahead:
+            batch = self._ahead[0]
+            with suppress(Exception):
+                await asyncio.shield(batch.task)
+            self._ahead.popleft()
+            self._budget.release(batch.raw_bytes)
+
+    async def _fill(self) -> None:
+        chunks = self._snapshot.plan.chunks
+        while len(self._ahead) <= _AHEAD and self._next < len(chunks):
+            end, size = self._next, 0
+            while end < len(chunks) and (end == self._next or size + chunks[end].raw_bytes <= BATCH_BYTES):
+                size += chunks[end].raw_bytes
+                end += 1
+            if self._ahead and self._budget.held_bytes + size > self._budget.limit_bytes:
+                return
+            await self._budget.acquire(size)
+            self._ahead.append(self._start(self._next, end, size))
+            self._next = end
+
+    def _start(self, start: int, end: int, size: int) -> _Batch:
+        sources = self._snapshot.plan.chunks[start:end]
+        tried = [
+            self._chooser.choose(source.dtype, source.raw_bytes, start + index) for index, source in enumerate(sources)
+        ]
+        work = self._workers().run(encode_chunks, self._snapshot, list(zip(sources, tried, strict=True)), self._known)
+        return _Batch(start, tried, size, asyncio.ensure_future(work))
+
+    def _learn(self, batch: _Batch, encoded: Sequence[Encoded]) -> None:
+        for offset, (chunk, tried) in enumerate(zip(encoded, batch.tried, strict=True)):
+            if chunk.known is None:
+                self._chooser.learn(
+                    batch.start + offset, tried, chunk.raw_bytes, memoryview(chunk.stored).nbytes, chunk.seconds
+                )

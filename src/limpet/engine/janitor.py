@@ -1,0 +1,156 @@
+"""Deleting what no live checkpoint reaches.
+
+List first, decide after, in one step: an object that is put between the two is of a save in flight, which
+``keep`` holds already. Whatever is not ours by name, or is of a newer epoch, is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from limpet.engine.log import Log, Timing
+from limpet.engine.live import Checkpoint, LiveSet
+from limpet.errors import FencedError, StoreError
+from limpet.format.layout import DATA_PREFIX, parse_pack_key
+from limpet.stores.base import Entry, Store
+from limpet.types import Swept
+
+__all__ = ["Janitor", "Verdict", "decide_deletes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a listing allows: ``deletes``, or nothing because a newer writer was seen."""
+
+    deletes: tuple[Entry, ...] = ()
+    newer_epoch: int | None = None
+
+
+def decide_deletes(
+    entries: Iterable[Entry], *, epoch: int, keep: set[str], keep_saves: set[int], keep_epochs_below: int = 0
+) -> Verdict:
+    """Which of the listed objects may go.
+
+    Args:
+        entries: all objects below ``data/``.
+        epoch: of this writer.
+        keep: keys that something live, or the base of a save in flight, needs.
+        keep_saves: numbers of this epoch's saves that are not settled.
+        keep_epochs_below: objects of epochs below this one are in their grace.
+    """
+    deletes: list[Entry] = []
+    for entry in entries:
+        name = parse_pack_key(entry.key)
+        if name is None:
+            continue
+        if name.epoch > epoch:
+            return Verdict(newer_epoch=name.epoch)
+        unsettled = name.epoch == epoch and name.save in keep_saves
+        if entry.key not in keep and not unsettled and name.epoch >= keep_epochs_below:
+            deletes.append(entry)
+    return Verdict(tuple(deletes))
+
+
+@dataclass(slots=True)
+class Janitor:
+    """Removes garbage for the one writer of a run.
+
+    Attributes:
+        unsettled: for each save in flight, by number, the packs that were live when it began.
+        unknown: numbers of saves whose commit may yet land.
+    """
+
+    store: Store
+    log: Log
+    live: LiveSet
+    timing: Timing
+    unsettled: dict[int, set[str]] = field(default_factory=dict)
+    unknown: set[int] = field(default_factory=set)
+    _retired: list[tuple[float, set[str]]] = field(default_factory=list)
+    _opened: float = 0.0
+    _swept_older: bool = False
+    _litter: bool = False
+
+    def __post_init__(self) -> None:
+        self._opened = self.timing.clock()
+
+    def begin(self, number: int) -> None:
+        """Save ``number`` begins: what is live now stays until it is settled."""
+        self.unsettled[number] = self.live.packs()
+
+    def end(self, number: int, *, unknown: bool, failed: bool) -> None:
+        """Save ``number`` has ended; if ``unknown``, its packs stay until the log tells."""
+        base = self.unsettled.pop(number, set())
+        if unknown:
+            self.unknown.add(number)
+            self.unsettled[number] = base
+        self._litter = self._litter or failed
+
+    def settled(self) -> None:
+        """The log has told about every unknown commit."""
+        for number in self.unknown:
+            self.unsettled.pop(number, None)
+        self.unknown.clear()
+
+    def retire(self, left: list[Checkpoint]) -> None:
+        """These checkpoints have just left the live set: their packs may go after the grace."""
+        packs = {key for checkpoint in left for key in checkpoint.packs}
+        if packs:
+            self._retired.append((self.timing.clock() + self.timing.grace, packs))
+
+    def due_in(self) -> float | None:
+        """Seconds until there is something to do; ``None`` if there is nothing."""
+        now = self.timing.clock()
+        times = [due for due, _ in self._retired[:1]]
+        if not self._swept_older or self._litter:
+            times.append(self._opened + self.timing.grace)
+        return max(0.0, min(times) - now) if times else None
+
+    async def sweep(self, *, graceful: bool = True, closing: bool = False) -> Swept:
+        """Delete what may go.
+
+        Args:
+            graceful: leave what left the live set within the grace.
+            closing: of what earlier attempts left, leave nothing: nobody comes after us to do it.
+
+        Raises:
+            FencedError: objects of a newer epoch are there.
+            StoreError: the store could not list; objects that could not be deleted stay for a later sweep.
+        """
+        if self.live.damaged or self.log.quarantined or self.log.stopped is not None:
+            return Swept()
+        listed = await self.store.list(DATA_PREFIX)
+        now = self.timing.clock()
+        older_too = not graceful or closing or now >= self._opened + self.timing.grace
+        if graceful:
+            self._retired = [entry for entry in self._retired if entry[0] > now]
+        else:
+            self._retired = []
+        keep = self.live.packs().union(*self.unsettled.values(), *(packs for _, packs in self._retired))
+        verdict = decide_deletes(
+            listed,
+            epoch=self.log.epoch,
+            keep=keep,
+            keep_saves=set(self.unsettled),
+            keep_epochs_below=0 if older_too else self.log.epoch,
+        )
+        if verdict.newer_epoch is not None:
+            raise self.log.fence(f"it holds data of epoch {verdict.newer_epoch}")
+        self._swept_older = self._swept_older or older_too
+        self._litter = False
+        return await self._delete(verdict.deletes)
+
+    async def _delete(self, entries: Iterable[Entry]) -> Swept:
+        objects = freed = 0
+        for entry in entries:
+            if self.log.stopped is not None:
+                break
+            try:
+                await self.store.delete(entry.key)
+            except StoreError:
+                self._litter = True
+                continue
+            objects += 1
+            freed += entry.size
+        return Swept(objects, freed)

@@ -1,0 +1,353 @@
+"""A run's log: find its head, take it over, and append to it, exactly once each.
+
+The one place where the commit protocol's races are decided (``docs/spec.md``, "Committing"). Every answer to
+a create but success is resolved in the same way: the key is read back, and the nonce in it tells whose it is.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from limpet.errors import CommitUnknownError, CorruptError, FencedError, LimpetError, StoreError
+from limpet.format.layout import DATA_PREFIX, LOG_PREFIX, log_key, parse_log_key, parse_pack_key
+from limpet.format.record import (
+    RECORD_BYTES_MAX,
+    Prev,
+    Record,
+    Writer,
+    decode_record,
+    encode_record,
+)
+from limpet.stores.base import NOT_DURABLE, KeyExistsError, KeyMissingError, Store
+
+__all__ = ["Head", "Log", "Timing", "find_head", "read_record"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Deadlines and clocks of the engine, in seconds; tests replace them.
+
+    Attributes:
+        commit_deadline: how long an unclear create is resolved before it is called unknown.
+        open_deadline: how long a takeover races for the next record.
+        upload_deadline: how long one pack is tried again, from its first failure.
+        grace: how long data stays after it left the live set, for slow readers.
+        clock: monotonic.
+        sleep: waits.
+    """
+
+    commit_deadline: float = 60.0
+    open_deadline: float = 60.0
+    upload_deadline: float = 120.0
+    grace: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest record that verifies.
+
+    Attributes:
+        record: it; ``None`` for an empty log.
+        digest: it carries this.
+        last_seq: of the newest record, verified or not.
+        damaged: seqs of newer records that do not verify.
+    """
+
+    record: Record | None
+    digest: str = ""
+    last_seq: int = 0
+    damaged: tuple[int, ...] = ()
+
+
+async def read_record(store: Store, seq: int) -> tuple[Record, str]:
+    """Record ``seq`` and its digest.
+
+    Raises:
+        KeyMissingError: there is none.
+        CorruptError: it does not verify, three times in a row.
+    """
+    for last in (False, False, True):
+        data = await store.get(log_key(seq))
+        try:
+            return decode_record(data, seq)
+        except CorruptError:
+            if last:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def find_head(store: Store) -> Head:
+    """The head of the log, proved by a positive not-found of the record after it.
+
+    Raises:
+        CorruptError: the log has a hole, or data without any record.
+        StoreError: the store could not tell.
+    """
+    listed = {seq for entry in await store.list(LOG_PREFIX) if (seq := parse_log_key(entry.key)) is not None}
+    last = max(listed, default=0)
+    while True:
+        try:
+            await store.get(log_key(last + 1))
+        except KeyMissingError:
+            break
+        last += 1
+    if last == 0:
+        await _prove_empty(store)
+        return Head(None)
+    return await _newest_verified(store, last)
+
+
+async def _prove_empty(store: Store) -> None:
+    packs = [entry.key for entry in await store.list(DATA_PREFIX) if parse_pack_key(entry.key) is not None]
+    if packs:
+        raise CorruptError(
+            f"{store.url} holds {len(packs)} data objects but no log.",
+            hint="The log was removed or only a part was copied: restore it, or use another place.",
+        )
+
+
+async def _newest_verified(store: Store, last: int) -> Head:
+    damaged: list[int] = []
+    for seq in range(last, 0, -1):
+        try:
+            record, digest = await read_record(store, seq)
+        except CorruptError:
+            damaged.append(seq)
+        except KeyMissingError as error:
+            raise CorruptError(
+                f"{store.url} has log records up to {last}, but not record {seq}.",
+                hint="Part of the log was removed: restore it from a copy.",
+            ) from error
+        else:
+            return Head(record, digest, last, tuple(sorted(damaged)))
+    raise CorruptError(f"{store.url}: none of the {last} log records verifies.")
+
+
+@dataclass(slots=True)
+class Log:
+    """The writing end of a run's log, held by one writer.
+
+    Attributes:
+        head: the newest record that this writer knows to be in the log.
+        epoch: of this writer.
+        on_adopted: told when an earlier, unclear try of ours turns out to be in the log.
+        stopped: set for good once a newer writer was met, or a record's durability was lost.
+    """
+
+    store: Store
+    timing: Timing
+    run: str
+    owner: str
+    library: str
+    head: Record
+    digest: str
+    epoch: int = 0
+    quarantined: tuple[int, ...] = ()
+    stopped: LimpetError | None = None
+    on_adopted: Callable[[Record], None] = lambda _: None
+    _unsettled: set[str] = field(default_factory=set)
+
+    @classmethod
+    async def open(
+        cls,
+        store: Store,
+        timing: Timing,
+        *,
+        run: str,
+        owner: str,
+        library: str,
+        retain: Callable[[Head], Any],
+        note: dict[str, Any],
+    ) -> tuple[Log, Head]:
+        """Take the run over: create the next record as ``open``.
+
+        Returns:
+            The log, and the head that it extends (what the replaced attempt left behind).
+
+        Raises:
+            StoreError: others kept winning until the deadline, or the store could not tell.
+        """
+        deadline = timing.clock() + timing.open_deadline
+        while True:
+            head = await find_head(store)
+            if head.last_seq:
+                await store.settle(log_key(head.last_seq))
+            record = _open_record(head, run=run, owner=owner, library=library, retain=retain(head), note=note)
+            data, digest = encode_record(record)
+            log = cls(store, timing, run, owner, library, record, digest, record.epoch, tuple(record.quarantined))
+            try:
+                if await log._create(record, data, deadline):
+                    return log, head
+            except FencedError:
+                pass  # somebody else took this seq: go on from their record
+            if timing.clock() >= deadline:
+                raise StoreError(
+                    f"could not take over {store.url} within {timing.open_deadline:.0f} s: other writers kept winning.",
+                    hint="Look for other attempts that open the same run.",
+                    transient=True,
+                )
+            await timing.sleep(random.uniform(0.01, 0.2))  # noqa: S311 - jitter
+
+    async def append(self, make: Callable[[Record], Record]) -> Record:
+        """Create the next record.
+
+        Args:
+            make: builds it from the record before; called again if an earlier try turns out to have landed.
+
+        Returns:
+            The record, now in the log.
+
+        Raises:
+            FencedError: a newer writer owns the run; so does every later call.
+            CommitUnknownError: the store did not say until the deadline.
+        """
+        deadline = self.timing.clock() + self.timing.commit_deadline
+        while True:
+            if self.stopped is not None:
+                raise self.stopped
+            record = make(self._next(self.head))
+            data, digest = encode_record(record)
+            if len(data) > RECORD_BYTES_MAX:
+                raise StoreError(
+                    f"a log record of {len(data)} bytes is above the limit of {RECORD_BYTES_MAX}.",
+                    hint="Keep fewer checkpoints (retain=) or a smaller meta.",
+                )
+            if await self._create(record, data, deadline):
+                self.head, self.digest = record, digest
+                self._unsettled.clear()
+                return record
+            # An earlier try of ours holds this seq after all: it is in the log, and ours comes after it.
+            self.on_adopted(self.head)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no create of ours may still land."""
+        return not self._unsettled
+
+    def _next(self, before: Record) -> Record:
+        """An ``edit`` record without a change: what ``make`` starts from."""
+        return Record(
+            version=before.version,
+            run=self.run,
+            seq=before.seq + 1,
+            epoch=self.epoch,
+            kind="edit",
+            nonce=secrets.token_hex(16),
+            owner=self.owner,
+            time=time.time(),
+            writer=this_writer(self.library),
+            retain=before.retain,
+            prev=Prev(before.seq, self.digest),
+            live=before.live,
+            pinned=before.pinned,
+            quarantined=list(self.quarantined),
+        )
+
+    async def _create(self, record: Record, data: bytes, deadline: float) -> bool:
+        """Whether ``record`` is in the log now; ``False`` if an earlier try of ours was adopted instead."""
+        key = log_key(record.seq)
+        delay = 0.05
+        while True:
+            last_error: StoreError
+            try:
+                await self.store.create(key, data)
+            except StoreError as error:
+                last_error = error
+            else:
+                return True
+            if last_error.kind != NOT_DURABLE:
+                verdict = await self._read_back(record, key, last_error)
+                if verdict is not None:
+                    return verdict
+            if last_error.kind == NOT_DURABLE or self.timing.clock() + delay >= deadline:
+                raise self._unknown(record, last_error) from last_error
+            if not last_error.transient and not isinstance(last_error, KeyExistsError):
+                self._unsettled.add(record.nonce)
+                raise last_error
+            await self.timing.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay = min(delay * 2, 5.0)
+
+    def _unknown(self, record: Record, cause: StoreError) -> CommitUnknownError:
+        self._unsettled.add(record.nonce)
+        error = CommitUnknownError(
+            f"{self.store.url} did not say whether log record {record.seq} was created ({cause.message})",
+            hint="Nothing was deleted; the next write resolves it.",
+            transient=True,
+        )
+        if cause.kind == NOT_DURABLE:
+            # The record may stand there and vanish with the power: nothing may be built on it by us.
+            error.hint = "Nothing was deleted. This writer stops; open the run again."
+            self.stopped = error
+        return error
+
+    async def _read_back(self, record: Record, key: str, cause: StoreError) -> bool | None:
+        """Who holds ``key``: True: this try. False: an earlier one of ours. None: nobody, or nobody can tell."""
+        try:
+            data = await self.store.get(key)
+            found, digest = decode_record(data, record.seq)
+        except (StoreError, CorruptError):
+            return None
+        if found.nonce == record.nonce:
+            return True
+        if found.epoch == self.epoch and record.kind != "open":
+            if found.nonce not in self._unsettled:
+                raise self.fence(f"two processes share epoch {self.epoch} of this run") from cause
+            self.head, self.digest = found, digest
+            self._unsettled.clear()
+            return False
+        raise self.fence(f"{found.owner or 'another writer'} took it over with epoch {found.epoch}") from cause
+
+    def fence(self, why: str) -> FencedError:
+        """Stop for good: a newer writer was met. Returns the error to raise."""
+        error = FencedError(
+            f"this writer (epoch {self.epoch}) no longer owns {self.store.url}: {why}.",
+            hint="Stop: the newer attempt goes on from the last commit.",
+        )
+        self.stopped = error
+        return error
+
+
+def this_writer(library: str) -> Writer:
+    """Who we are, for people."""
+    return Writer(host=platform.node(), pid=os.getpid(), library=library)
+
+
+def _open_record(head: Head, *, run: str, owner: str, library: str, retain: Any, note: dict[str, Any]) -> Record:
+    seq = head.last_seq + 1
+    before = head.record
+    damaged = set(head.damaged) | set(before.quarantined if before else ())
+    return Record(
+        version=1,
+        run=run,
+        seq=seq,
+        epoch=seq,
+        kind="open",
+        nonce=secrets.token_hex(16),
+        owner=owner,
+        time=time.time(),
+        writer=this_writer(library),
+        retain=retain,
+        prev=_prev(head),
+        live=before.live if before else [],
+        pinned=before.pinned if before else [],
+        quarantined=sorted(damaged),
+        note=note,
+    )
+
+
+def _prev(head: Head) -> Prev | None:
+    if head.record is None:
+        return None
+    # A damaged record's digest cannot be known: the link then names the newest one that verifies.
+    return Prev(head.last_seq, head.digest if not head.damaged else "")

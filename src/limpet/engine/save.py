@@ -1,0 +1,242 @@
+"""One accepted save on its way through the engine, and the queue that it waits in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from limpet.engine.slots import Lease, SlotPool
+from limpet.engine.staging import Snapshot
+from limpet.pending import Completion, PendingWrite, Phase
+from limpet.types import Outcome, Receipt
+
+__all__ = ["OnBusy", "Save", "SaveQueue"]
+
+OnBusy = Literal["wait", "skip", "supersede"]
+
+
+@dataclass(slots=True, eq=False)
+class Save:
+    """A save: what the caller asked for, its snapshot, and what is known of it so far.
+
+    Attributes:
+        handle: what the caller holds.
+        meta: JSON-encodable.
+        pinned: whether retention must keep it.
+        supersedable: whether a newer one may replace it while it waits.
+        snapshot: set once staged.
+        called: monotonic time of the call.
+        stalled_seconds: how long the caller was held up.
+        replaced: saves that this one superseded.
+        staged_seconds, encoded_seconds, uploaded_seconds: since the call.
+    """
+
+    handle: PendingWrite
+    meta: dict[str, Any] = field(default_factory=dict)
+    pinned: bool = False
+    supersedable: bool = True
+    paced: bool = True
+    snapshot: Snapshot | None = None
+    called: float = field(default_factory=time.monotonic)
+    stalled_seconds: float = 0.0
+    staged_seconds: float = 0.0
+    encoded_seconds: float = 0.0
+    uploaded_seconds: float = 0.0
+    replaced: list[Save] = field(default_factory=list)
+
+    @property
+    def step(self) -> int | None:
+        """The label that the caller gave."""
+        return self.handle.step
+
+    def elapsed(self) -> float:
+        """Seconds since the call."""
+        return time.monotonic() - self.called
+
+    def release(self) -> None:
+        """Give the snapshot's memory back. Idempotent."""
+        if self.snapshot is not None:
+            self.snapshot.release()
+            self.snapshot = None
+
+    def resolve(self, receipt: Receipt) -> None:
+        """End well, and with it everything that this save superseded."""
+        self.release()
+        self.handle.phase = Phase.DONE
+        for older in self.replaced:
+            older.resolve(_superseded(older, receipt))
+        self.handle._completion.set_result(receipt)
+
+    def fail(self, error: BaseException) -> None:
+        """End badly, and with it everything that this save superseded."""
+        self.release()
+        self.handle.phase = Phase.DONE
+        for older in self.replaced:
+            older.handle._seen = True  # the newer save, which carries the same error, is the one to look at
+            older.fail(error)
+        self.handle._completion.set_error(error)
+
+
+def _superseded(save: Save, by: Receipt) -> Receipt:
+    return Receipt(
+        outcome=Outcome.SUPERSEDED,
+        step=save.step,
+        durable_step=by.durable_step,
+        seq=by.seq,
+        stalled_seconds=save.stalled_seconds,
+        staged_seconds=save.staged_seconds,
+        committed_seconds=save.elapsed(),
+    )
+
+
+class SaveQueue:
+    """Staged saves in the order of their calls, and the leases that bound how many there may be.
+
+    Shared by callers' threads and the engine's; all decisions are made under one lock in the
+    ``*_nowait`` methods, which never block; whoever must wait subscribes with ``changed``.
+
+    Args:
+        pool: the memory.
+        wake: wakes the engine's loop; called without the lock.
+    """
+
+    def __init__(self, pool: SlotPool, on_busy: OnBusy, wake: Callable[[], None]) -> None:
+        self._pool = pool
+        self._on_busy = on_busy
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._waiting: deque[Save] = deque()
+        self._active: list[Save] = []
+        self._staging = 0
+        self._watchers: list[Completion[None]] = []
+        self._engine_will_look = False
+        self.closed_by: BaseException | None = None
+        self.hurried = False
+
+    def admit_nowait(self, save: Save, nbytes: int) -> Lease | Literal["skip"] | None:
+        """A lease for ``save``, ``"skip"``, or ``None`` if it must wait until something ``changed``.
+
+        If it takes the place of one that still waits, that one is claimed here, in the same step.
+
+        Raises:
+            BaseException: what the queue was closed with.
+        """
+        with self._lock:
+            if self.closed_by is not None:
+                raise self.closed_by
+            lease = self._pool.try_lease(nbytes)
+            while lease is None:
+                if not save.supersedable or self._on_busy == "wait":
+                    return None
+                if self._on_busy == "skip":
+                    return "skip"
+                victim = self._claim_victim()
+                if victim is None:
+                    return None
+                victim.release()
+                save.replaced.append(victim)
+                lease = self._pool.try_lease(nbytes)
+            self._staging += 1
+            return lease
+
+    def push(self, save: Save, *, admitted: bool = True) -> None:
+        """Hand a staged save to the engine. Saves are written and committed in the order of these calls."""
+        with self._lock:
+            self._staging -= admitted
+            closed_by = self.closed_by
+            if closed_by is None:
+                save.handle.phase = Phase.WAITING
+                self._waiting.append(save)
+            wake = not (self._engine_will_look and save.paced)
+        if closed_by is not None:
+            save.fail(closed_by)
+        elif wake:
+            self._wake()
+
+    def abandon(self, save: Save, error: BaseException) -> None:
+        """The staging of an admitted save failed in its caller."""
+        with self._lock:
+            self._staging -= 1
+        save.fail(error)
+        self.notify()
+
+    def start_nowait(self, wait_seconds: Callable[[], float]) -> Save | float | None:
+        """The next save to write; or how many seconds its pacing asks for; or ``None`` if there is nothing to start.
+
+        Args:
+            wait_seconds: how long until the next paced commit may start.
+        """
+        with self._lock:
+            # Whoever finishes a save, or the timer of a paced one, makes the engine look again by itself.
+            if not self._waiting or len(self._active) >= max(1, self._pool.count - 1):
+                self._engine_will_look = bool(self._waiting)
+                return None
+            save = self._waiting[0]
+            urgent = self.hurried or any(not waiting.paced for waiting in self._waiting)
+            delay = 0.0 if urgent else wait_seconds()
+            if delay > 0:
+                self._engine_will_look = True
+                return delay
+            self._engine_will_look = False
+            self._waiting.popleft()
+            self._active.append(save)
+        save.handle.phase = Phase.WRITING
+        return save
+
+    def finished(self, save: Save) -> None:
+        """``save`` has ended and released its lease."""
+        with self._lock:
+            self._active.remove(save)
+        self.notify()
+        self._wake()
+
+    def idle(self) -> bool:
+        """Whether nothing is being staged, waits or is being written."""
+        with self._lock:
+            return not (self._staging or self._waiting or self._active)
+
+    def unfinished(self) -> list[Save]:
+        """Everything accepted that has not ended, oldest first."""
+        with self._lock:
+            return [*self._active, *self._waiting]
+
+    def hurry(self, hurried: bool = True) -> None:
+        """Stop (or go on) pacing."""
+        self.hurried = hurried
+        self._wake()
+
+    def close(self, error: BaseException) -> None:
+        """Fail what waits, and every later call, with ``error``. What is being written goes on."""
+        with self._lock:
+            self.closed_by = self.closed_by or error
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for save in waiting:
+            save.fail(error)
+        self.notify()
+
+    def changed(self) -> Completion[None]:
+        """Settles when a call that had to wait should try again, or when the queue may be idle."""
+        watcher: Completion[None] = Completion()
+        with self._lock:
+            self._watchers.append(watcher)
+        return watcher
+
+    def notify(self) -> None:
+        """Wake everyone who subscribed with ``changed``."""
+        with self._lock:
+            watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher.set_result(None)
+
+    def _claim_victim(self) -> Save | None:
+        """The newest waiting save that may be replaced; it leaves the queue."""
+        for save in reversed(self._waiting):
+            if save.supersedable:
+                self._waiting.remove(save)
+                return save
+        return None

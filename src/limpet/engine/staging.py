@@ -1,0 +1,190 @@
+"""Making a snapshot: the consistent copy of a state, in leased memory.
+
+Copies of big buffers are cut into pieces that the caller and a few helper threads share; numpy releases
+the interpreter lock while it copies, so the pieces really run side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from limpet.engine.capture import Spool, read_slice
+from limpet.engine.slots import Bytes8, Lease
+from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, plan_chunks
+from limpet.format.tree import Buffer, FileSlice, FlatTree
+from limpet.workers import Workers
+
+__all__ = ["Copier", "Draft", "Snapshot"]
+
+_PIECE_BYTES = 8 << 20
+_PARALLEL_FROM_BYTES = 4 << 20
+"""Below this, waking another thread costs more than it saves."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """A flattened state and its layout, before anything is copied."""
+
+    tree: FlatTree
+    plan: Plan
+    spool: Spool | None
+
+    @classmethod
+    def of(cls, tree: FlatTree, spool: Spool | None = None) -> Draft:
+        """Lay out ``tree``; ``spool`` owns the copies of its files."""
+        specs = [BufferSpec(buffer.nbytes, buffer.dtype, _stays(buffer)) for buffer in tree.buffers]
+        return cls(tree, plan_chunks(specs), spool)
+
+    def detach_small(self) -> None:
+        """Copy every small buffer that its owner may change, so that only big ones still belong to the caller."""
+        for buffer in self.tree.buffers:
+            if not buffer.immutable and buffer.nbytes < SHARED_BYTES and not isinstance(buffer.data, FileSlice):
+                copy = np.empty(buffer.nbytes, dtype=np.uint8)
+                buffer.copy_into(copy)
+                buffer.data = copy
+                buffer.immutable = True
+
+    def discard(self) -> None:
+        """Free what the draft holds on disk."""
+        if self.spool is not None:
+            self.spool.close()
+
+
+def _stays(buffer: Buffer) -> bool:
+    return buffer.immutable or isinstance(buffer.data, FileSlice)
+
+
+class Snapshot:
+    """A staged state: everything that is needed to write it, none of it the caller's to change.
+
+    Args:
+        draft: what was staged.
+        lease: the memory that the copies are in.
+    """
+
+    __slots__ = ("_sources", "_spool", "lease", "node", "plan")
+
+    def __init__(self, draft: Draft, lease: Lease) -> None:
+        self.node: Any = draft.tree.node
+        self.plan = draft.plan
+        self.lease = lease
+        self._spool = draft.spool
+        self._sources = {
+            chunk.buffer: draft.tree.buffers[chunk.buffer] for chunk in draft.plan.chunks if chunk.buffer >= 0
+        }
+
+    def read(self, chunk: ChunkSource) -> Bytes8:
+        """The raw bytes of ``chunk``: a view where they are in memory, else read from the spooled file."""
+        if chunk.buffer < 0:
+            return self.lease.borrow(chunk.offset, chunk.raw_bytes)
+        buffer = self._sources[chunk.buffer]
+        if isinstance(buffer.data, FileSlice):
+            return np.frombuffer(read_slice(buffer.data, chunk.offset, chunk.raw_bytes), dtype=np.uint8)
+        flat = buffer.flat()
+        if flat is None:
+            raise AssertionError("only contiguous buffers stay where they are")
+        return flat[chunk.offset : chunk.offset + chunk.raw_bytes]
+
+    def release(self) -> None:
+        """Give memory and spooled files back. Idempotent."""
+        self.lease.release()
+        self._sources = {}
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+
+class Copier:
+    """Copies buffers into slots with the caller's thread and a few helpers."""
+
+    def __init__(self) -> None:
+        helpers = min(4, os.cpu_count() or 1) - 1
+        self._helpers = Workers(helpers, "limpet-copy") if helpers else None
+
+    def copy(self, draft: Draft, lease: Lease) -> None:
+        """Copy everything that ``draft`` must own into ``lease``'s memory; blocks until it is done."""
+        buffers = draft.tree.buffers
+        memory = lease.memory
+        big: deque[tuple[Bytes8, Bytes8]] = deque()
+        for index, offset in draft.plan.copies:
+            buffer = buffers[index]
+            target = memory[offset : offset + buffer.nbytes]
+            flat = buffer.flat() if buffer.nbytes >= SHARED_BYTES else None
+            if flat is None:
+                _gather(buffer, target)
+            else:
+                big.extend(_pieces(target, flat))
+        self._copy_pieces(big)
+
+    def close(self) -> None:
+        """End the helper threads."""
+        if self._helpers is not None:
+            self._helpers.close()
+
+    def _copy_pieces(self, pieces: deque[tuple[Bytes8, Bytes8]]) -> None:
+        total = sum(target.nbytes for target, _ in pieces)
+        if self._helpers is None or total < _PARALLEL_FROM_BYTES:
+            _drain(pieces)
+            return
+        latch = _Latch(self._helpers.count)
+
+        def help_out() -> None:
+            try:
+                _drain(pieces)
+            finally:
+                latch.count_down()
+
+        for _ in range(self._helpers.count):
+            self._helpers.submit(help_out)
+        try:
+            _drain(pieces)
+        finally:
+            latch.wait()
+
+
+def _gather(buffer: Buffer, target: Bytes8) -> None:
+    if isinstance(buffer.data, FileSlice):
+        target[:] = np.frombuffer(read_slice(buffer.data, 0, buffer.nbytes), dtype=np.uint8)
+    else:
+        buffer.copy_into(target)
+
+
+def _pieces(target: Bytes8, source: Bytes8) -> Sequence[tuple[Bytes8, Bytes8]]:
+    return [
+        (target[start : start + _PIECE_BYTES], source[start : start + _PIECE_BYTES])
+        for start in range(0, target.nbytes, _PIECE_BYTES)
+    ]
+
+
+def _drain(pieces: deque[tuple[Bytes8, Bytes8]]) -> None:
+    while True:
+        try:
+            target, source = pieces.popleft()
+        except IndexError:
+            return
+        np.copyto(target, source)
+
+
+class _Latch:
+    """Opens when it was counted down to zero."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._lock = threading.Lock()
+        self._open = threading.Event()
+
+    def count_down(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._open.set()
+
+    def wait(self) -> None:
+        self._open.wait()

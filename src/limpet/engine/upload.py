@@ -1,0 +1,298 @@
+"""Writing one save's packs: everything before the commit.
+
+Packs are few and large; the manifest ends the last one. A pack that fails is written again, whole, under a
+fresh name: no name ever has two contents. A tiny save needs no pack: it travels in its commit record.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from limpet.engine.budget import ByteBudget
+from limpet.engine.encode import BatchStream, Encoded, encode_chunks
+from limpet.engine.index import ChunkIndex, Known
+from limpet.engine.log import Timing
+from limpet.engine.save import Save
+from limpet.engine.staging import Snapshot
+from limpet.errors import StoreError
+from limpet.format.codec import CodecChooser
+from limpet.format.layout import PackName, pack_key
+from limpet.format.manifest import ChunkAt, Manifest, encode_manifest
+from limpet.format.record import FORMAT_VERSION, INLINE_BYTES_MAX, Commit, ManifestAt, PackUse
+from limpet.stores.base import Bytes, Store
+from limpet.stores.retry import RetryPolicy, backoff_delays
+from limpet.workers import Workers
+
+__all__ = ["Resources", "Upload", "Uploaded"]
+
+_PACK_BYTES = 256 << 20
+_PACKS_PER_SAVE = 32
+_INLINE_RAW_MAX = 16 << 10
+"""States larger than this are not even tried in the record, unless nearly all of it is known already."""
+NO_SPACE = "no_space"
+
+
+@dataclass(slots=True)
+class Resources:
+    """What all saves of a run share.
+
+    Attributes:
+        store: where it goes.
+        run: id of the run.
+        epoch: of this writer.
+        timing: deadlines.
+        budget: bytes in flight.
+        chooser: codecs.
+        index: chunks of live checkpoints.
+        workers: gives the threads to encode a save on, which depend on how urgent it is now.
+        make_room: frees what may be freed at once when the store is full; whether there was anything.
+        on_retry: told of every failure that is tried again.
+    """
+
+    store: Store
+    run: str
+    epoch: int
+    timing: Timing
+    budget: ByteBudget
+    chooser: CodecChooser
+    index: ChunkIndex
+    workers: Callable[[Save], Workers]
+    make_room: Callable[[], Awaitable[bool]]
+    on_retry: Callable[[str, str, int, BaseException], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A save's data, durable and not yet visible: what its commit record will say."""
+
+    manifest: Manifest
+    at: ManifestAt
+    packs: list[PackUse]
+    raw_bytes: int
+    stored_bytes: int
+    new_bytes: int
+    body: str = ""
+
+    def commit(self, save: Save) -> Commit:
+        """The part of the commit record that describes this checkpoint."""
+        return Commit(
+            manifest=self.at,
+            packs=self.packs,
+            raw_bytes=self.raw_bytes,
+            stored_bytes=self.stored_bytes,
+            new_bytes=self.new_bytes,
+            step=save.step,
+            meta=save.meta,
+            body=self.body,
+        )
+
+
+class _Placed(NamedTuple):
+    id: str
+    raw_bytes: int
+    codec: str
+    pack: str
+    offset: int
+    stored_bytes: int
+    stored_digest: str
+
+
+@dataclass(slots=True)
+class Upload:
+    """The packs of one save.
+
+    Args:
+        resources: what saves share.
+        save: what to write; staged.
+        number: of the save within its epoch.
+    """
+
+    resources: Resources
+    save: Save
+    number: int
+    _snapshot: Snapshot = field(init=False)
+    _known: dict[str, Known] = field(init=False)
+    _placed: list[_Placed] = field(default_factory=list)
+    _own: dict[str, _Placed] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _manifest: Manifest | None = None
+    _at: ManifestAt | None = None
+
+    def __post_init__(self) -> None:
+        if self.save.snapshot is None:
+            raise AssertionError("a save is staged before it is written")
+        self._snapshot = self.save.snapshot
+        self._known = self.resources.index.offer()
+        self._sizes = {known.pack: known.pack_bytes for known in self._known.values()}
+
+    async def run(self) -> Uploaded:
+        """Write everything but the commit record.
+
+        Raises:
+            StoreError: the store failed until the deadline.
+        """
+        inline = await self._try_inline()
+        if inline is not None:
+            return inline
+        part = 0
+        while self._at is None:
+            await self._write_pack(part)
+            part += 1
+        self.save.uploaded_seconds = self.save.elapsed()
+        return self._uploaded(self._at, b"")
+
+    async def _try_inline(self) -> Uploaded | None:
+        """The save as a record's body, if what is new of it is tiny."""
+        plan = self._snapshot.plan
+        if plan.raw_bytes > _INLINE_RAW_MAX and not self._known:
+            return None
+        encoded: list[Encoded] = []
+        if plan.raw_bytes <= _INLINE_RAW_MAX:  # too small to be worth a hop
+            choose = self.resources.chooser.choose
+            chunks = [(chunk, choose(chunk.dtype, chunk.raw_bytes, i)) for i, chunk in enumerate(plan.chunks)]
+            encoded = encode_chunks(self._snapshot, chunks, self._known)
+        else:
+            async with aclosing(self._batches(0)) as batches:
+                async for _, batch in batches:
+                    encoded += batch
+                    if _new_bytes(encoded) > INLINE_BYTES_MAX:
+                        return None
+        body = b"".join(self._place(encoded, "", 0)[0])
+        stored, digest = encode_manifest(self._build_manifest())
+        if len(body) + len(stored) > INLINE_BYTES_MAX:
+            self._forget_from(0)
+            return None
+        self.save.encoded_seconds = self.save.uploaded_seconds = self.save.elapsed()
+        return self._uploaded(ManifestAt("", len(body), len(stored), digest), body + stored)
+
+    async def _write_pack(self, part: int) -> None:
+        """Write the pack that starts at the first chunk not placed yet, again until it is there."""
+        start = len(self._placed)
+        timing = self.resources.timing
+        failed_since: float | None = None
+        for attempt, delay in enumerate(backoff_delays(RetryPolicy()), 1):
+            key = pack_key(PackName(self.resources.epoch, self.number, secrets.token_hex(4), 0, part))
+            started = timing.clock()
+            try:
+                size = await self.resources.store.put(key, self._parts(start, key), size_hint=self._pack_bytes())
+            except StoreError as error:
+                self._forget_from(start)
+                failed_since = started if failed_since is None else failed_since
+                await self._consider(error, key, attempt, failed_since)
+                await timing.sleep(delay)
+            else:
+                self._sizes[key] = size
+                self.resources.chooser.observe_store(size, timing.clock() - started)
+                return
+
+    async def _consider(self, error: StoreError, key: str, attempt: int, failed_since: float) -> None:
+        """Raise ``error`` unless another try may help."""
+        timing = self.resources.timing
+        if error.kind == NO_SPACE:
+            if not await self.resources.make_room():
+                raise error
+        elif not error.transient or timing.clock() - failed_since >= timing.upload_deadline:
+            raise error
+        self.resources.on_retry("put", key, attempt, error)
+
+    async def _parts(self, start: int, key: str) -> AsyncIterator[Sequence[Bytes]]:
+        """The pack's content, and as a side effect the places of its chunks."""
+        offset = 0
+        target = self._pack_bytes()
+        async with aclosing(self._batches(start)) as batches:
+            async for _, batch in batches:
+                part, offset = self._place(batch, key, offset)
+                if part:
+                    yield part
+                if offset >= target and len(self._placed) < len(self._snapshot.plan.chunks):
+                    return
+        self.save.encoded_seconds = self.save.elapsed()
+        stored, digest = encode_manifest(self._build_manifest())
+        yield [stored]
+        self._at = ManifestAt(key, offset, len(stored), digest)
+
+    async def _batches(self, start: int) -> AsyncIterator[tuple[int, list[Encoded]]]:
+        shared = self.resources
+        stream = BatchStream(
+            self._snapshot, self._known, shared.chooser, shared.budget, lambda: shared.workers(self.save), start
+        )
+        try:
+            async with aclosing(stream.__aiter__()) as batches:  # type: ignore[type-var]
+                async for batch in batches:
+                    yield batch
+        finally:
+            await stream.aclose()
+
+    def _place(self, batch: Sequence[Encoded], key: str, offset: int) -> tuple[list[Bytes], int]:
+        """Give each chunk its place; returns what must be written, and the offset after it."""
+        part: list[Bytes] = []
+        for chunk in batch:
+            known = chunk.known
+            placed = self._own.get(chunk.id)
+            if known is not None:
+                placed = _Placed(
+                    chunk.id, chunk.raw_bytes, known.codec, known.pack, known.offset, known.stored_bytes,
+                    known.stored_digest,
+                )  # fmt: skip
+            elif placed is None:
+                size = memoryview(chunk.stored).nbytes
+                placed = _Placed(chunk.id, chunk.raw_bytes, chunk.codec, key, offset, size, chunk.digest)
+                self._own[chunk.id] = placed
+                part.append(chunk.stored)
+                offset += size
+            self._placed.append(placed)
+        return part, offset
+
+    def _forget_from(self, start: int) -> None:
+        """Take back every place from chunk ``start`` on."""
+        del self._placed[start:]
+        kept = {placed.id for placed in self._placed}
+        self._own = {id_: placed for id_, placed in self._own.items() if id_ in kept}
+        self._at = None
+
+    def _pack_bytes(self) -> int:
+        return max(_PACK_BYTES, -(-self._snapshot.plan.raw_bytes // _PACKS_PER_SAVE))
+
+    def _build_manifest(self) -> Manifest:
+        packs = list(dict.fromkeys(placed.pack for placed in self._placed))
+        number = {pack: index for index, pack in enumerate(packs)}
+        self._manifest = Manifest(
+            version=FORMAT_VERSION,
+            run=self.resources.run,
+            save=f"{self.resources.epoch}/{self.number}",
+            tree=self._snapshot.node,
+            buffers=self._snapshot.plan.buffers,
+            chunks=[
+                ChunkAt(
+                    placed.id, placed.raw_bytes, placed.codec, number[placed.pack], placed.offset,
+                    placed.stored_bytes, placed.stored_digest,
+                )
+                for placed in self._placed
+            ],
+            packs=packs,
+        )  # fmt: skip
+        return self._manifest
+
+    def _uploaded(self, at: ManifestAt, body: bytes) -> Uploaded:
+        if self._manifest is None:
+            raise AssertionError("the manifest is built before the save counts as uploaded")
+        used = dict.fromkeys([*self._manifest.packs, at.key])
+        stored = {placed.id: placed.stored_bytes for placed in self._placed}
+        return Uploaded(
+            manifest=self._manifest,
+            at=at,
+            packs=[PackUse(key, self._sizes[key]) for key in used if key],
+            raw_bytes=self._snapshot.plan.raw_bytes,
+            stored_bytes=sum(stored.values()) + at.size,
+            new_bytes=sum(placed.stored_bytes for placed in self._own.values()) + at.size,
+            body=base64.b64encode(body).decode(),
+        )
+
+
+def _new_bytes(encoded: Sequence[Encoded]) -> int:
+    return sum(memoryview(chunk.stored).nbytes for chunk in encoded if chunk.known is None)

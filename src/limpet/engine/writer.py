@@ -1,0 +1,381 @@
+"""The writing end of a run: takes it over, writes saves, commits them in order, keeps house.
+
+Runs on the engine's event loop. Each accepted save has a task and a shielded scope of its own: nothing that
+happens to a caller, or to another save, cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import msgspec
+
+from limpet.engine.budget import ByteBudget
+from limpet.engine.index import MANIFESTS, ChunkIndex
+from limpet.engine.janitor import Janitor
+from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
+from limpet.engine.log import Head, Log, Timing
+from limpet.engine.reader import Reader
+from limpet.engine.save import Save, SaveQueue
+from limpet.engine.upload import Resources, Upload, Uploaded
+from limpet.errors import CommitUnknownError, CorruptError, LimpetError, NotFoundError, StoreError, UsageError
+from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried
+from limpet.format import retention
+from limpet.format.codec import CodecChooser
+from limpet.format.layout import DATA_PREFIX
+from limpet.format.record import Record, from_ranges, to_ranges
+from limpet.pending import Phase
+from limpet.stores.base import Store
+from limpet.types import CheckpointInfo, Outcome, Receipt, Swept
+from limpet.workers import Workers
+
+__all__ = ["RunWriter", "WriterSettings"]
+
+_IN_FLIGHT_BYTES = 96 << 20
+_MAX_LAG_SECONDS = 30.0
+"""A save older than this is encoded at full priority."""
+_CLOSE_RECORD_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSettings:
+    """Plain data that a writer is made from.
+
+    Attributes:
+        run: id of the run.
+        owner: who we are.
+        library: name and version of this library.
+        retain: the policy asked for; ``None`` inherits the recorded one.
+        compression: ``"auto"``, ``"off"`` or a codec.
+        note: goes into our open record (where a warm start came from, say).
+        timing: deadlines and clocks.
+    """
+
+    run: str
+    owner: str
+    library: str
+    retain: retention.Policy | None = None
+    compression: str = "auto"
+    note: dict[str, Any] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
+
+
+class RunWriter:
+    """One writer of one run.
+
+    Args:
+        store: the run's root.
+        settings: plain data.
+        queue: where callers put their saves.
+        niced, urgent: threads to encode on, in the background and when somebody waits.
+        emit: tells the hooks.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: WriterSettings,
+        queue: SaveQueue,
+        *,
+        niced: Workers,
+        urgent: Workers,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._queue = queue
+        self._niced = niced
+        self._urgent = urgent
+        self._emit = emit
+        self.live = LiveSet()
+        self.reader = Reader(store, urgent)
+        self._index = ChunkIndex()
+        self._chooser = CodecChooser(settings.compression)
+        self._log_lock = anyio.Lock()
+        self._tail: anyio.Event | None = None
+        self._last_start = float("-inf")
+        self._number = 0
+        self._wakeup = asyncio.Event()
+        self._tidy_wakeup = asyncio.Event()
+        self._stopping = False
+        self._scopes: set[anyio.CancelScope] = set()
+        self._upload_urgent: set[Save] = set()
+
+    async def open(self) -> Head:
+        """Take the run over; returns the head that the writer before us left.
+
+        Raises:
+            StoreError: the store could not be read or written.
+        """
+        settings = self._settings
+        self.log, head = await Log.open(
+            self._store,
+            settings.timing,
+            run=settings.run,
+            owner=settings.owner,
+            library=settings.library,
+            retain=self._policy_for,
+            note=settings.note,
+        )
+        self.log.on_adopted = self._apply
+        self.policy = retention.from_json(self.log.head.retain)
+        checkpoints, damaged = await load_checkpoints(self._store, self.log.head)
+        self.live.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in checkpoints}
+        self.live.damaged = set(damaged)
+        self.janitor = Janitor(self._store, self.log, self.live, settings.timing)
+        self._resources = self._make_resources()
+        await self._build_index(checkpoints[:MANIFESTS])
+        self._emit(Opened(self._store.url, self.log.epoch, _left_behind(head)))
+        return head
+
+    def _policy_for(self, head: Head) -> Any:
+        asked = self._settings.retain
+        if asked is not None:
+            return retention.to_json(asked)
+        return head.record.retain if head.record is not None else retention.to_json(retention.Last(3))
+
+    def _make_resources(self) -> Resources:
+        return Resources(
+            store=self._store,
+            run=self._settings.run,
+            epoch=self.log.epoch,
+            timing=self._settings.timing,
+            budget=ByteBudget(_IN_FLIGHT_BYTES),
+            chooser=self._chooser,
+            index=self._index,
+            workers=self._workers_for,
+            make_room=self._make_room,
+            on_retry=lambda operation, key, attempt, error: self._emit(Retried(operation, key, attempt, error)),
+        )
+
+    async def _build_index(self, newest: Sequence[Checkpoint]) -> None:
+        """Offer the chunks of the newest checkpoints whose packs a listing shows, whole."""
+        if not any(checkpoint.packs for checkpoint in newest):
+            return
+        sizes = {entry.key: entry.size for entry in await self._store.list(DATA_PREFIX)}
+        for checkpoint in reversed(newest):
+            commit = checkpoint.record.commit
+            if commit is None or any(sizes.get(use.key) != use.size for use in commit.packs):
+                continue
+            try:
+                opened = await self.reader.open(checkpoint)
+            except (CorruptError, StoreError):
+                continue  # nothing to refer to: the next save writes it all
+            self._index.add(checkpoint.info.seq, opened.manifest, {use.key: use.size for use in commit.packs})
+
+    def wake(self) -> None:
+        """Look at the queue again; on the engine's thread."""
+        self._wakeup.set()
+
+    async def serve(self) -> None:
+        """Write what the queue holds until ``stop``."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._tidy)
+            while not self._stopping:
+                self._wakeup.clear()
+                found = self._queue.start_nowait(self._pace)
+                if isinstance(found, Save):
+                    self._start(group, found)
+                    continue
+                with anyio.move_on_after(found):
+                    await self._wakeup.wait()
+            group.cancel_scope.cancel()
+
+    def _pace(self) -> float:
+        due = self._last_start + self._store.commit_interval_seconds
+        return max(0.0, due - self._settings.timing.clock())
+
+    def _start(self, group: anyio.abc.TaskGroup, save: Save) -> None:
+        self._last_start = self._settings.timing.clock()
+        before, self._tail = self._tail, anyio.Event()
+        self._number += 1
+        self.janitor.begin(self._number)
+        group.start_soon(self._write, save, self._number, before, self._tail)
+
+    async def _write(self, save: Save, number: int, before: anyio.Event | None, done: anyio.Event) -> None:
+        unknown = failed = False
+        try:
+            with anyio.CancelScope(shield=True) as scope:
+                self._scopes.add(scope)
+                await self._write_shielded(save, number, before)
+            if scope.cancelled_caught:
+                failed = True
+                self._fail(save, StoreError("the save was not committed before the deadline of close().", kind="late"))
+        except Exception as error:
+            failed = True
+            unknown = isinstance(error, CommitUnknownError)
+            self._fail(save, error)
+        finally:
+            self._scopes.discard(scope)
+            done.set()
+            self.janitor.end(number, unknown=unknown, failed=failed)
+            self._queue.finished(save)
+            self._tidy_wakeup.set()
+
+    async def _write_shielded(self, save: Save, number: int, before: anyio.Event | None) -> None:
+        if self.log.stopped is not None:
+            raise self.log.stopped
+        uploaded = await Upload(self._resources, save, number).run()
+        save.release()
+        self._queue.notify()
+        if before is not None:
+            await before.wait()
+        save.handle.phase = Phase.COMMITTING
+        record = await self._commit(save, uploaded)
+        self._emit(Committed(record.seq, save.step, uploaded.raw_bytes, uploaded.new_bytes, save.elapsed()))
+        save.resolve(_receipt(save, record, uploaded))
+
+    async def _commit(self, save: Save, uploaded: Uploaded) -> Record:
+        commit = uploaded.commit(save)
+
+        def make(base: Record) -> Record:
+            record = msgspec.structs.replace(base, kind="commit", commit=commit)
+            candidate = info_of(record, pinned=save.pinned)
+            kept = set(retention.decide(self.policy, [*self.live.infos(), candidate]).keep) | self.live.damaged
+            pinned = (from_ranges(base.pinned) & kept) | ({record.seq} if save.pinned else set())
+            return msgspec.structs.replace(record, live=to_ranges(kept), pinned=to_ranges(pinned))
+
+        record = await self._append(make)
+        self._index.add(record.seq, uploaded.manifest, {use.key: use.size for use in uploaded.packs})
+        self._index.keep_only(self.live.seqs)
+        return record
+
+    async def _append(self, make: Callable[[Record], Record]) -> Record:
+        async with self._log_lock:
+            try:
+                record = await self.log.append(make)
+            finally:
+                if self.log.stopped is not None:
+                    self._queue.close(self.log.stopped)
+            self._apply(record)
+            if self.log.settled:
+                self.janitor.settled()
+        return record
+
+    def _apply(self, record: Record) -> None:
+        self.janitor.retire(self.live.apply(record))
+        self._tidy_wakeup.set()
+
+    def _fail(self, save: Save, error: BaseException) -> None:
+        if self.log.stopped is not None:
+            self._queue.close(self.log.stopped)
+        save.fail(error)
+        self._emit(Failed(save.step, error))
+
+    def _workers_for(self, save: Save) -> Workers:
+        urgent = self._queue.hurried or not save.paced or save.elapsed() > _MAX_LAG_SECONDS
+        return self._urgent if urgent else self._niced
+
+    async def _tidy(self) -> None:
+        """Sweep when something's grace is over."""
+        while True:
+            self._tidy_wakeup.clear()
+            due = self.janitor.due_in()
+            if due is not None and due <= 0:
+                try:
+                    await self._sweep(graceful=True)
+                except LimpetError as error:
+                    warnings.warn(f"limpet could not sweep {self._store.url}: {error}", RuntimeWarning, stacklevel=1)
+                await anyio.sleep(1.0)
+                continue
+            with anyio.move_on_after(due):
+                await self._tidy_wakeup.wait()
+
+    async def _sweep(self, *, graceful: bool, closing: bool = False) -> Swept:
+        swept = await self.janitor.sweep(graceful=graceful, closing=closing)
+        if swept.objects:
+            self._emit(Deleted(swept.objects, swept.freed_bytes))
+        return swept
+
+    async def _make_room(self) -> bool:
+        return (await self._sweep(graceful=False)).objects > 0
+
+    async def sweep(self) -> Swept:
+        """Remove everything that no live checkpoint and no save in flight reaches, at once."""
+        return await self._sweep(graceful=False)
+
+    async def pin(self, seq: int, pinned: bool) -> CheckpointInfo:
+        """Keep checkpoint ``seq`` whatever the policy says, or leave it to the policy again."""
+        self._known(seq)
+
+        def make(base: Record) -> Record:
+            self._known(seq)
+            before = from_ranges(base.pinned)
+            return msgspec.structs.replace(base, pinned=to_ranges(before | {seq} if pinned else before - {seq}))
+
+        await self._append(make)
+        return self._known(seq).info
+
+    async def delete(self, seq: int) -> None:
+        """Take checkpoint ``seq`` out of the live set; its data goes after the grace."""
+
+        def make(base: Record) -> Record:
+            self._known(seq)
+            live = from_ranges(base.live)
+            if live == {seq}:
+                raise UsageError(
+                    f"checkpoint {seq} is the only one; retention always keeps the newest.",
+                    hint="Remove the whole folder or prefix to start afresh.",
+                )
+            pinned = from_ranges(base.pinned) - {seq}
+            return msgspec.structs.replace(base, live=to_ranges(live - {seq}), pinned=to_ranges(pinned))
+
+        await self._append(make)
+        self._index.keep_only(self.live.seqs)
+
+    def _known(self, seq: int) -> Checkpoint:
+        checkpoint = self.live.checkpoints.get(seq)
+        if checkpoint is None:
+            raise NotFoundError(
+                f"{self._store.url} has no live checkpoint {seq}.",
+                hint="checkpoints() lists those that there are.",
+            )
+        return checkpoint
+
+    def discard(self, pack: str) -> None:
+        """A pack was found damaged or missing: the next save writes its chunks anew."""
+        self._index.discard_pack(pack)
+
+    async def stop(self) -> None:
+        """Cancel what is still being written, say goodbye in the log, sweep, and end ``serve``."""
+        for scope in list(self._scopes):
+            scope.cancel()
+        while self._scopes:
+            await anyio.sleep(0.001)
+        if self.log.stopped is None:
+            with anyio.move_on_after(_CLOSE_RECORD_SECONDS, shield=True):
+                try:
+                    await self._append(lambda base: msgspec.structs.replace(base, kind="close"))
+                    await self._sweep(graceful=True, closing=True)
+                except LimpetError as error:
+                    warnings.warn(f"limpet left {self._store.url} untidy: {error}", RuntimeWarning, stacklevel=1)
+        self._stopping = True
+        self.wake()
+
+
+def _left_behind(head: Head) -> str | None:
+    if head.record is None or head.record.kind == "close":
+        return None
+    return head.record.owner or "another writer"
+
+
+def _receipt(save: Save, record: Record, uploaded: Uploaded) -> Receipt:
+    return Receipt(
+        outcome=Outcome.COMMITTED,
+        step=save.step,
+        durable_step=save.step,
+        seq=record.seq,
+        raw_bytes=uploaded.raw_bytes,
+        stored_bytes=uploaded.stored_bytes,
+        new_bytes=uploaded.new_bytes,
+        stalled_seconds=save.stalled_seconds,
+        staged_seconds=save.staged_seconds,
+        encoded_seconds=save.encoded_seconds,
+        uploaded_seconds=save.uploaded_seconds,
+        committed_seconds=save.elapsed(),
+    )
