@@ -1,0 +1,249 @@
+"""The engine's own thread, how both faces wait for it, and who drains it when the program ends.
+
+The loop's thread is a daemon, so that nothing can hang the interpreter's end; a guard thread, which is not,
+waits for the main thread and drains within a deadline. What the guard needs works after the main thread
+has ended: no executor, no new thread. A lost save makes the process end with status 70 (EX_SOFTWARE).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import anyio
+
+from limpet.errors import UsageError
+from limpet.pending import Completion
+
+__all__ = ["EngineLoop", "ExitGuard", "Operation", "Wait", "drive", "drive_async"]
+
+T = TypeVar("T")
+_EXIT_LOST = 70
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A step of an operation: wait until ``completion`` has settled.
+
+    Attributes:
+        completion: what to wait for.
+        timeout_seconds: the operation goes on after that long; it is told whether it settled.
+        shielded: a cancellation is delivered only after it has settled.
+    """
+
+    completion: Completion[Any]
+    timeout_seconds: float | None = None
+    shielded: bool = False
+
+
+Operation: TypeAlias = Generator[Wait, bool, T]
+"""One public call, written once for both faces: it yields what to wait for, and returns its result."""
+
+
+def drive(operation: Operation[T]) -> T:
+    """Run an operation in this thread, blocking it."""
+    try:
+        wait = next(operation)
+        while True:
+            try:
+                settled = wait.completion.wait(wait.timeout_seconds)
+            except BaseException as error:  # KeyboardInterrupt: the operation cleans up
+                if wait.shielded:
+                    wait.completion.wait()
+                wait = operation.throw(error)
+            else:
+                wait = operation.send(settled)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # an Operation[T] returns a T
+
+
+async def drive_async(operation: Operation[T]) -> T:
+    """Run an operation in this task, on asyncio or trio, without blocking its loop."""
+    try:
+        wait = next(operation)
+        while True:
+            try:
+                settled = await _settled(wait)
+            except BaseException as error:  # a cancellation: the operation cleans up
+                wait = operation.throw(error)
+            else:
+                wait = operation.send(settled)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # an Operation[T] returns a T
+
+
+async def _settled(wait: Wait) -> bool:
+    if wait.shielded:
+        await _settled_shielded(wait.completion)
+        return True
+    with anyio.move_on_after(wait.timeout_seconds):
+        await wait.completion.wait_async()
+    return wait.completion.done()
+
+
+async def _settled_shielded(completion: Completion[Any]) -> None:
+    cancelled: BaseException | None = None
+    with anyio.CancelScope(shield=True):
+        while not completion.done():
+            try:
+                await completion.wait_async()
+            except BaseException as error:  # asyncio's Task.cancel() ignores scopes: deliver it afterwards
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+class EngineLoop:
+    """An asyncio event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._ready: Completion[None] = Completion()
+        self._stop: asyncio.Event
+        self._loop: asyncio.AbstractEventLoop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="limpet-loop", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        self._ready.get()
+
+    def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> Completion[T]:
+        """Run ``await function(*args)`` on the loop, from any thread; what comes of it arrives in the result."""
+        completion: Completion[T] = Completion()
+        if not self.call_soon(self._spawn, function, args, completion):
+            completion.set_error(UsageError("the checkpointer is closed.", kind="closed"))
+        return completion
+
+    def call_soon(self, function: Callable[..., None], *args: Any) -> bool:
+        """Run ``function(*args)`` on the loop, from any thread; ``False`` if the loop has ended."""
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return False
+        return True
+
+    def check_caller(self) -> None:
+        """Refuse calls that could never end: from a forked child, or from the loop's own thread.
+
+        Raises:
+            UsageError: the caller is one of them.
+        """
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "this process was forked from the one that opened the checkpointer, whose threads stayed there.",
+                hint="Open a Checkpointer or a Run of its own in the child.",
+                kind="forked",
+            )
+        if threading.get_ident() == self._thread.ident:
+            raise UsageError(
+                "called from limpet's own thread (a hook, or an event), which would wait for itself.",
+                hint="Hand the work to a thread or task of yours.",
+                kind="wrong_thread",
+            )
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that the loop runs in."""
+        return os.getpid() != self._pid
+
+    def stop(self, timeout_seconds: float = 5.0) -> bool:
+        """End the loop and its thread; whether it ended in time. Idempotent."""
+        self.call_soon(self._stop.set)
+        if threading.get_ident() != self._thread.ident:
+            self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._main, backend="asyncio")
+        except BaseException as error:  # the starter is told; nobody else could be
+            self._ready.set_error(error)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._ready.set_result(None)
+        await self._stop.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, function: Callable[..., Awaitable[T]], args: tuple[Any, ...], completion: Completion[T]) -> None:
+        async def run() -> None:
+            try:
+                completion.set_result(await function(*args))
+            except BaseException as error:
+                completion.set_error(error)
+
+        task = self._loop.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class ExitGuard:
+    """Drains when the program ends without ``close``.
+
+    It waits for the main thread, and then for every other thread of the program that keeps the
+    interpreter alive: they may still write.
+
+    Args:
+        drain: commits what was accepted, within its own deadline; returns what was lost, for the message.
+    """
+
+    def __init__(self, drain: Callable[[], str]) -> None:
+        self._drain = drain
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="limpet-guard", daemon=False)
+        self._thread.start()
+
+    def release(self) -> None:
+        """The owner closes in good order: the guard is not needed any more."""
+        self._released.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        # Polled: nothing public tells a thread that the main thread has ended and that it was released, at once.
+        while not self._released.wait(_POLL_SECONDS):
+            if not threading.main_thread().is_alive() and not _others_alive():
+                with contextlib.suppress(BaseException):
+                    lost = "limpet: the drain at the end of the program failed"
+                    lost = self._drain()
+                if lost:
+                    _losses.append(lost)
+                return
+
+
+_losses: list[str] = []
+
+
+def _others_alive() -> bool:
+    return any(
+        not thread.daemon and not thread.name.startswith("limpet-guard") and thread is not threading.main_thread()
+        for thread in threading.enumerate()
+    )
+
+
+def _end_loudly() -> None:
+    """Runs after every other exit hook, because it was registered first: a thread cannot set the exit status."""
+    if not _losses:
+        return
+    for loss in _losses:
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"{loss}\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(_EXIT_LOST)
+
+
+atexit.register(_end_loudly)
+os.register_at_fork(after_in_child=_losses.clear)

@@ -1,0 +1,123 @@
+"""What a ``Checkpointer`` is given, validated together before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from limpet.engine.save import OnBusy
+from limpet.errors import UsageError
+from limpet.events import Hook
+from limpet.format.codec import parse_compression
+from limpet.format.interval import Interval
+from limpet.format.record import META_BYTES_MAX, meta_size
+from limpet.format.retention import Policy
+
+__all__ = ["OnError", "Settings", "check_meta", "check_step"]
+
+OnError = Literal["raise", "warn"]
+_BUFFERS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See ``Checkpointer``."""
+
+    retain: Policy | None
+    every: Interval | None
+    buffers: int
+    on_busy: OnBusy
+    on_error: OnError
+    compression: str
+    memory_limit: int | None
+    owner: str
+    takeover: bool
+    start_from: str | None
+    allow_pickle: bool
+    hooks: Sequence[Hook]
+    storage: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        parse_compression(self.compression)
+        _one_of("on_busy", self.on_busy, get_args(OnBusy))
+        _one_of("on_error", self.on_error, get_args(OnError))
+        _type_of("retain", self.retain, Policy | None, "Last, Periodic, Best or several of them joined by |")
+        _type_of("every", self.every, Interval | None, "Every(steps=...) or Every(seconds=...)")
+        if not _is_int(self.buffers) or not 1 <= self.buffers <= _BUFFERS_MAX:
+            raise UsageError(f"buffers={self.buffers!r} is not a number from 1 to {_BUFFERS_MAX}.")
+        if self.memory_limit is not None and (not _is_int(self.memory_limit) or self.memory_limit < 1):
+            raise UsageError(f"memory_limit={self.memory_limit!r} is not a positive number of bytes.")
+        if not all(callable(hook) for hook in self.hooks):
+            raise UsageError("hooks= takes functions of one event.")
+        if self.buffers == 1 and self.on_busy == "skip":
+            raise UsageError(
+                'buffers=1 with on_busy="skip" would skip every state that comes while one is written, the last too.',
+                hint='Use buffers=2, or on_busy="wait".',
+            )
+
+
+def check_step(step: object) -> int | None:
+    """``step`` as a plain int.
+
+    Raises:
+        UsageError: it is negative, or no integer.
+    """
+    if step is None:
+        return None
+    if isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise UsageError(f"step={step!r} is not an integer.", hint="Give a whole number, 0 or more, or no step.")
+    value = int(step.__index__())
+    if not 0 <= value < 2**63:
+        raise UsageError(f"step={value} is out of range.", hint="Give a whole number, 0 or more, or no step.")
+    return value
+
+
+def check_meta(meta: object) -> dict[str, Any]:
+    """``meta`` as a dict of its own.
+
+    Raises:
+        UsageError: it is no mapping of JSON values, or too large.
+    """
+    if meta is None:
+        return {}
+    if not isinstance(meta, dict) or not all(isinstance(key, str) for key in meta):
+        raise UsageError(f"meta={type(meta).__name__} is not a dict with str keys.")
+    if not meta:
+        return {}
+    copied = {key: _plain(value) for key, value in meta.items()}
+    try:
+        size = meta_size(copied)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(f"meta holds something that JSON cannot: {error}.", hint="Put it into the state.") from error
+    if size > META_BYTES_MAX:
+        raise UsageError(
+            f"meta has {size} bytes; at most {META_BYTES_MAX} are allowed.", hint="Put it into the state instead."
+        )
+    return copied
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of other libraries (a numpy or torch scalar that holds a loss, say) as Python's own."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (str, int, float, bool)) and type(value).__module__ == "builtins":
+        return value
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
+
+
+def _type_of(name: str, value: object, allowed: Any, wanted: str) -> None:
+    if not isinstance(value, allowed):
+        raise UsageError(f"{name}={value!r} is not understood.", hint=f"Give {wanted}.")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
