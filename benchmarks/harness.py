@@ -137,7 +137,7 @@ class Report:
         print_table(rows)
         if self.ratios:
             print()
-            rows = [("paired ratio", "median", "min", "max", "", "")]
+            rows = [("paired ratios and bounds", "median", "min", "max", "", "")]
             for ratio in self.ratios:
                 numbers = [f"{value:.3g}" for value in (ratio.median, min(ratio.values), max(ratio.values))]
                 rows.append((ratio.name, *numbers, ratio.verdict, ""))

@@ -166,7 +166,10 @@ class Checkpointer(Writing):
 
         Args:
             path: the file or directory.
-            step, meta, pin, durable: as for ``write``.
+            step: as for ``write``, like ``meta``, ``pin`` and ``durable``.
+            meta: JSON values.
+            pin: retention must keep this one.
+            durable: return after the commit.
 
         Raises:
             FileNotFoundError: there is nothing at ``path``.
@@ -234,7 +237,7 @@ class Checkpointer(Writing):
 
         It shares this one's thread and memory, and is closed with it. The same name gives the same object.
         """
-        if not isinstance(name, str) or not name:
+        if not name:
             raise UsageError(f"child({name!r}): a child needs a name that is not empty.")
         with self._opening:
             if self._closed:

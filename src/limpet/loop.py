@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
+import math
 import os
 import sys
 import threading
@@ -21,6 +23,7 @@ import anyio
 
 from limpet.errors import UsageError
 from limpet.pending import Completion
+from limpet.workers import Workers
 
 __all__ = ["EngineLoop", "ExitGuard", "Operation", "Wait", "drive", "drive_async"]
 
@@ -36,12 +39,14 @@ class Wait:
     Attributes:
         completion: what to wait for.
         timeout_seconds: the operation goes on after that long; it is told whether it settled.
-        shielded: a cancellation is delivered only after it has settled.
+        shielded: a cancellation is delivered only after it has settled, or its time is over.
+        interruptible: a KeyboardInterrupt is delivered at once, even if it is shielded.
     """
 
     completion: Completion[Any]
     timeout_seconds: float | None = None
     shielded: bool = False
+    interruptible: bool = False
 
 
 Operation: TypeAlias = Generator[Wait, bool, T]
@@ -56,8 +61,8 @@ def drive(operation: Operation[T]) -> T:
             try:
                 settled = wait.completion.wait(wait.timeout_seconds)
             except BaseException as error:  # KeyboardInterrupt: the operation cleans up
-                if wait.shielded:
-                    wait.completion.wait()
+                if wait.shielded and not wait.interruptible:
+                    wait.completion.wait(wait.timeout_seconds)
                 wait = operation.throw(error)
             else:
                 wait = operation.send(settled)
@@ -81,24 +86,26 @@ async def drive_async(operation: Operation[T]) -> T:
 
 
 async def _settled(wait: Wait) -> bool:
-    if wait.shielded:
-        await _settled_shielded(wait.completion)
+    if wait.completion.done():
         return True
-    with anyio.move_on_after(wait.timeout_seconds):
-        await wait.completion.wait_async()
+    cancelled: BaseException | None = None
+    with anyio.CancelScope(shield=wait.shielded, deadline=_deadline(wait.timeout_seconds)) as scope:
+        while not wait.completion.done():
+            try:
+                await wait.completion.wait_async()
+            except GeneratorExit:  # the coroutine is thrown away: it must not wait any more
+                raise
+            except BaseException as error:
+                if not wait.shielded or scope.cancel_called:
+                    raise
+                cancelled = error  # asyncio's Task.cancel() ignores scopes: deliver it afterwards
+    if cancelled is not None:
+        raise cancelled
     return wait.completion.done()
 
 
-async def _settled_shielded(completion: Completion[Any]) -> None:
-    cancelled: BaseException | None = None
-    with anyio.CancelScope(shield=True):
-        while not completion.done():
-            try:
-                await completion.wait_async()
-            except BaseException as error:  # asyncio's Task.cancel() ignores scopes: deliver it afterwards
-                cancelled = error
-    if cancelled is not None:
-        raise cancelled
+def _deadline(timeout_seconds: float | None) -> float:
+    return math.inf if timeout_seconds is None else anyio.current_time() + timeout_seconds
 
 
 class EngineLoop:
@@ -109,7 +116,10 @@ class EngineLoop:
         self._ready: Completion[None] = Completion()
         self._stop: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
+        self._context: contextvars.Context
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bell = Workers(1, "limpet-bell")
+        self._bell.start()
         self._thread = threading.Thread(target=self._run, name="limpet-loop", daemon=True)
         self._thread.start()
         self._ready.wait()
@@ -125,10 +135,22 @@ class EngineLoop:
     def call_soon(self, function: Callable[..., None], *args: Any) -> bool:
         """Run ``function(*args)`` on the loop, from any thread; ``False`` if the loop has ended."""
         try:
-            self._loop.call_soon_threadsafe(function, *args)
+            # Not in the caller's context: what says there that trio runs is not true here, and it may hold a lot.
+            self._loop.call_soon_threadsafe(function, *args, context=self._context)
         except RuntimeError:
             return False
         return True
+
+    def call_gently(self, function: Callable[[], None]) -> None:
+        """``call_soon`` for callers that must not be held up.
+
+        The write to the loop's socket lets go of the interpreter lock, and the loop's thread would take it for as long
+        as it has something to do. A queue wakes the bell's thread without that; it rings when the lock is free.
+        """
+        self._bell.submit(lambda: self._ring(function))
+
+    def _ring(self, function: Callable[[], None]) -> None:
+        self.call_soon(function)
 
     def check_caller(self) -> None:
         """Refuse calls that could never end: from a forked child, or from the loop's own thread.
@@ -156,6 +178,7 @@ class EngineLoop:
 
     def stop(self, timeout_seconds: float = 5.0) -> bool:
         """End the loop and its thread; whether it ended in time. Idempotent."""
+        self._bell.close(timeout_seconds)
         self.call_soon(self._stop.set)
         if threading.get_ident() != self._thread.ident:
             self._thread.join(timeout_seconds)
@@ -169,6 +192,7 @@ class EngineLoop:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self._stop = asyncio.Event()
         self._ready.set_result(None)
         await self._stop.wait()

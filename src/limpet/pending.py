@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from limpet.types import Receipt
 
-__all__ = ["Completion", "Phase", "PendingWrite", "Staging"]
+__all__ = ["Completion", "PendingWrite", "Phase", "Staging"]
 
 T = TypeVar("T")
 _lock = threading.Lock()

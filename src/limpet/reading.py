@@ -20,9 +20,9 @@ from limpet.engine.reader import Opened, Reader
 from limpet.errors import CorruptError, LimpetError, NotFoundError, UsageError
 from limpet.events import Event, Fallback
 from limpet.format.assemble import MISSING, prepare
-from limpet.format.rows import describe_leaves, files_payload
 from limpet.format.registry import Registry, default_registry
 from limpet.format.retention import Best, decide
+from limpet.format.rows import describe_leaves, files_payload
 from limpet.loop import EngineLoop, Operation, Wait, drive, drive_async
 from limpet.types import CheckpointInfo, Files, LeafRow, Resumed, Verification
 from limpet.workers import Workers
@@ -272,7 +272,8 @@ class Reading:
                 source = self._fallback_source()
                 if source is not None and wanted.at is None:
                     return (yield from source.find(wanted))
-                return self._nothing(wanted.at, view)
+                self._check_nothing(wanted.at, view)
+                return None
             try:
                 return (yield from self._newest(view, wanted))
             except CorruptError as error:
@@ -280,7 +281,8 @@ class Reading:
                     raise
         raise AssertionError("unreachable")
 
-    def _nothing(self, at: Any, view: View) -> None:
+    def _check_nothing(self, at: Any, view: View) -> None:
+        """Raise unless "there is none" is a good answer."""
         if view.head_damaged:
             raise CorruptError(
                 f"{self._where}: log records {list(view.head_damaged)} are damaged, and nothing before them is live."
@@ -425,7 +427,7 @@ class Reading:
         yield from self._ready()
         view = yield from self._view()
         if not view.checkpoints and not view.damaged:
-            self._nothing(at, view)
+            self._check_nothing(at, view)
             return None
         if at is None and (skipped := _damaged(view)):
             raise CorruptError(f"{self._where}: {_report(skipped)}")
@@ -445,7 +447,7 @@ class Reading:
         yield from self._ready()
         view = yield from self._view()
         if not view.checkpoints:
-            self._nothing(at, view)
+            self._check_nothing(at, view)
             return []
         opened = yield from self._call(self._reader.open, self._candidates(view, at)[0])
         return describe_leaves(opened.manifest.tree, [buffer.nbytes for buffer in opened.manifest.buffers])

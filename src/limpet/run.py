@@ -99,8 +99,7 @@ class Run(Reading):
 
     def _ready(self) -> Operation[None]:
         self._engine.check_caller()
-        return
-        yield
+        yield from ()
 
     def _view(self) -> Operation[View]:
         view = yield from self._call(fresh_view, self._store, self._seen.get)

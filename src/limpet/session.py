@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from limpet.engine.memory import default_limit_bytes
 from limpet.engine.opening import View, claim_root
 from limpet.engine.save import OnBusy, SaveQueue
@@ -51,7 +50,7 @@ class SessionSettings:
     hooks: Sequence[Hook] = ()
 
 
-class _Threads:
+class Threads:
     """The loop and the threads that a run and its children share."""
 
     def __init__(self, memory_limit: int | None) -> None:
@@ -84,11 +83,10 @@ class Session:
         self.store = store
         self.settings = settings
         self._own_threads = parent is None
-        self.threads = _Threads(settings.memory_limit) if parent is None else parent.threads
+        self.threads: Threads = Threads(settings.memory_limit) if parent is None else parent.threads
         self.loop = self.threads.loop
         self.pool = SlotPool(settings.buffers, self.threads.budget)
         self.queue = SaveQueue(self.pool, settings.on_busy, self._wake)
-        self.committed: tuple[CheckpointInfo, ...] = ()
         self.writer: RunWriter
         self._served = threading.Event()
         self._locked = False
@@ -139,7 +137,6 @@ class Session:
             emit=self.emit,
         )
         await self.writer.open()
-        self._note_commits()
 
     async def _serve(self) -> None:
         try:
@@ -150,8 +147,8 @@ class Session:
         finally:
             self._served.set()
 
-    def _wake(self) -> None:
-        self.loop.call_soon(self.writer.wake)
+    def _wake(self, at_once: bool) -> None:
+        (self.loop.call_soon if at_once else self.loop.call_gently)(self.writer.wake)
 
     def view(self) -> View:
         """What is live now, as the writer knows it."""
@@ -231,11 +228,13 @@ class Session:
         lost = drive(self.close(_EXIT_SECONDS))
         return f"limpet: {self.store.url}: not committed at the end of the program: {', '.join(lost)}" if lost else ""
 
-    def _note_commits(self) -> None:
-        self.committed = tuple(self.writer.live.infos())
+    @property
+    def committed(self) -> tuple[CheckpointInfo, ...]:
+        """The live checkpoints, oldest first; read without a lock from any thread."""
+        return self.writer.committed
 
     def emit(self, event: Event) -> None:
-        self._note_commits()
+        """Tell the hooks; on the loop."""
         if isinstance(event, Opened) and event.replaced is not None:
             warnings.warn(
                 f"limpet took {event.url} over from {event.replaced}, which did not close it.",

@@ -8,10 +8,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from limpet.engine.capture import Spool
 from limpet.engine.opening import View
@@ -22,7 +20,7 @@ from limpet.engine.staging import Draft, Snapshot
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.events import Event, Staged, Superseded
 from limpet.format import retention
-from limpet.format.tree import FlatTree, flatten
+from limpet.format.tree import flatten
 from limpet.loop import EngineLoop, Operation, Wait
 from limpet.pending import Completion, PendingWrite
 from limpet.reading import Reading, Source
@@ -113,7 +111,8 @@ class Writing(Reading):
 
     def _tell(self, event: Event) -> None:
         session = self._open_session
-        session.loop.call_soon(session.emit, event)
+        if session.settings.hooks:
+            session.loop.call_soon(session.emit, event)
 
     def _fallback_source(self) -> Source | None:
         start_from = self._settings.start_from
@@ -140,14 +139,13 @@ class Writing(Reading):
             with self._opening:
                 if self._session is not None:
                     return
-                opened = self._opened
-                mine = opened is None
-                if mine:
-                    self._opened = opened = Completion()
-            if mine:
-                yield from self._open(opened)
+                others = self._opened
+                mine: Completion[None] = Completion()
+                self._opened = others or mine
+            if others is None:
+                yield from self._open(mine)
                 return
-            yield Wait(opened)
+            yield Wait(others)
 
     def _open(self, opened: Completion[None]) -> Operation[None]:
         session: Session | None = None
@@ -255,6 +253,7 @@ class Writing(Reading):
         save = Save(PendingWrite(request.step), request.meta, pinned=request.pin, called=request.started)
         save.supersedable = not (request.pin or request.durable or self._kept_for_its_own_sake(session, save, draft))
         save.paced = save.supersedable and self._settings.on_busy != "wait"
+        save.urgent = request.durable
         return save
 
     def _kept_for_its_own_sake(self, session: Session, save: Save, draft: Draft) -> bool:
@@ -278,8 +277,6 @@ class Writing(Reading):
         if lease == "skip":
             self._resolve_skipped(save.handle, request)
             return None
-        for older in save.replaced:
-            self._tell(Superseded(older.step, save.step))
         return lease
 
     def _resolve_skipped(self, handle: PendingWrite, request: Request) -> None:
@@ -334,8 +331,7 @@ class Writing(Reading):
         save.stalled_seconds = save.staged_seconds = save.elapsed()
         save.handle._staged.set_result(None)
         session.queue.push(save)
-        if session.settings.hooks:
-            self._tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
+        self._tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
 
     def _throttled(self, state: Any, request: Request) -> PendingWrite:
         """A write that ``every=`` does not let pass; a small state is held for ``close`` all the same."""

@@ -73,9 +73,13 @@ def test_a_tensor_that_numpy_knows_and_one_that_it_does_not(tmp_path):
     assert entries["b"]["dtype"] == "torch.bfloat16"
 
 
+async def never(_path):
+    raise AssertionError("the command line restores synchronously")
+
+
 def test_saved_files_go_into_a_folder_of_their_own(tmp_path):
     asked = []
-    entry = exported(tmp_path, logs=Files._from_checkpoint(lambda path: asked.append(path) or path))["logs"]
+    entry = exported(tmp_path, logs=Files._from_checkpoint(lambda path: asked.append(path) or path, never))["logs"]
     assert entry == {"path": "logs", "kind": "files", "file": "logs"}
     assert asked == [tmp_path / "logs"]
 

@@ -233,7 +233,7 @@ def test_a_live_array_keeps_its_memory(trip):
 
 def test_the_destination_is_the_live_array_itself(trip, registry):
     live = [np.zeros(4, np.int32)]
-    tree, copies = trip.save([np.arange(4, dtype=np.int32)])
+    tree, _ = trip.save([np.arange(4, dtype=np.int32)])
     assembly = prepare(tree.node, [16], registry=registry, into=live)
     assert np.shares_memory(assembly.destinations[0], live[0])
     assert live[0].tolist() == [0, 0, 0, 0]

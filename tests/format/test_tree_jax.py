@@ -61,7 +61,7 @@ def test_a_jax_array_that_differs_is_named_with_both_sides(trip, live):
 def test_a_deleted_array_is_refused(trip):
     array = jax.numpy.ones(2)
     array.delete()
-    with pytest.raises(UnsupportedLeafError, match="^w is a jax array that was deleted or donated"):
+    with pytest.raises(UnsupportedLeafError, match=r"^w is a jax array that was deleted or donated"):
         trip({"w": array})
 
 
@@ -73,14 +73,14 @@ def test_a_tracer_is_refused(trip):
 def test_a_wide_array_is_never_cut_silently(trip):
     tree, copies = trip.save(jax.numpy.ones(2))
     tree.node[1:3] = ["<f8", [1]]
-    with pytest.raises(UsageError, match="holds float64, which jax would cut to float32.*jax_enable_x64"):
+    with pytest.raises(UsageError, match=r"holds float64, which jax would cut to float32.*jax_enable_x64"):
         trip.load(tree, copies)
 
 
 def test_reading_jax_arrays_without_jax_says_what_to_do(trip, monkeypatch):
     tree, copies = trip.save({"w": jax.numpy.ones(2), "k": jax.random.key(0)})
     monkeypatch.delitem(sys.modules, "jax")
-    with pytest.raises(UsageError, match="^w is stored as a jax object, but jax is not imported"):
+    with pytest.raises(UsageError, match=r"^w is stored as a jax object, but jax is not imported"):
         trip.load(tree, copies)
 
 

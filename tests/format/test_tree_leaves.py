@@ -371,18 +371,18 @@ def test_an_unsupported_leaf_names_its_path_type_and_the_way_out(trip, value):
 
 
 def test_an_unsupported_state_is_named_too(trip):
-    with pytest.raises(UnsupportedLeafError, match="^the state itself is a "):
+    with pytest.raises(UnsupportedLeafError, match=r"^the state itself is a "):
         trip(Odd())
 
 
 @pytest.mark.parametrize("key", [Colour.RED, frozenset(), Decimal(1), Point(1, 2), Level.LOW])
 def test_a_key_that_no_path_can_name_is_refused(trip, key):
-    with pytest.raises(UnsupportedLeafError, match="^table has the key "):
+    with pytest.raises(UnsupportedLeafError, match=r"^table has the key "):
         trip({"table": {key: 1}})
 
 
 def test_an_unknown_time_zone_class_is_refused(trip):
-    with pytest.raises(UnsupportedLeafError, match="^at has the time zone "):
+    with pytest.raises(UnsupportedLeafError, match=r"^at has the time zone "):
         trip({"at": datetime(2024, 1, 1, tzinfo=OddZone())})
 
 
@@ -422,9 +422,9 @@ def test_a_files_leaf_is_captured_by_the_engine(trip, tmp_path):
 
 
 def test_a_files_leaf_without_an_engine_is_refused(trip):
-    with pytest.raises(UnsupportedLeafError, match="^f is a Files leaf"):
+    with pytest.raises(UnsupportedLeafError, match=r"^f is a Files leaf"):
         trip({"f": Files("x")})
-    with pytest.raises(UsageError, match="^f is a Files leaf"):
+    with pytest.raises(UsageError, match=r"^f is a Files leaf"):
         trip.load(*trip.save({"f": Files("x")}, files=lambda leaf, add: 1))
 
 

@@ -135,9 +135,9 @@ def test_a_live_file_gives_the_target_path(trip, registry, tmp_path):
         (1, True, "the checkpoint has int, the state has bool"),
         (None, 1, "the checkpoint has None, the state has int"),
         ("x", b"x", "the checkpoint has str, the state has bytes"),
-        ({"a": 1}, {"a": 1, "b": 2}, "b: the checkpoint has nothing, the state has it"),
-        ({"a": 1, "b": 2}, {"a": 1}, "b: the checkpoint has it, the state has nothing"),
-        ({1: 0}, {True: 0}, r"\[1\]: the checkpoint has it"),
+        ({"a": 1}, {"a": 1, "b": 2}, "b: only the state has it"),
+        ({"a": 1, "b": 2}, {"a": 1}, "b: only the checkpoint has it"),
+        ({1: 0}, {True: 0}, r"\[1\]: only the checkpoint has it; \[True\]: only the state has it"),
         ([1, 2], [1], "the checkpoint has list of 2, the state has list of 1"),
         ((1,), [1], "the checkpoint has tuple of 1, the state has list of 1"),
         ({}, OrderedDict(), "the checkpoint has dict of 0, the state has OrderedDict of 0"),
@@ -162,7 +162,7 @@ def test_every_leaf_that_differs_is_named_at_once(trip):
     with pytest.raises(MismatchError) as caught:
         trip(state, into=live)
     assert str(caught.value).startswith("5 leaves differ from the checkpoint: a: ")
-    assert all(f"{path}: the checkpoint has" in str(caught.value) for path in ("a", "b[0]", "b[1]", "c", "d"))
+    assert all(f" {path}: " in str(caught.value) for path in ("a", "b[0]", "b[1]", "c", "d"))
     assert live["b"] == [1.0, 2]
 
 
@@ -193,7 +193,7 @@ def test_looking_for_a_class_runs_no_code_of_a_module(trip, monkeypatch):
     tree, copies = trip.save(Live(1))
     tree.node[1:3] = ["trap", "Setup.Inner"]
     monkeypatch.setitem(sys.modules, "trap", Trap("trap"))
-    with pytest.raises(UsageError, match="trap.Setup.Inner"):
+    with pytest.raises(UsageError, match=r"trap.Setup.Inner"):
         trip.load(tree, copies)
 
 
@@ -346,7 +346,7 @@ def test_what_load_state_dict_does_not_accept_is_a_mismatch_with_its_cause(trip)
         def state_dict(self):
             return {"weights": self.weights}
 
-    with pytest.raises(MismatchError, match="m did not accept the state of a .*Other: KeyError") as caught:
+    with pytest.raises(MismatchError, match=r"m did not accept the state of a .*Other: KeyError") as caught:
         trip({"m": Other()}, into={"m": Model()})
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -366,7 +366,7 @@ def test_a_state_dict_that_fails_is_named(trip):
         def state_dict(self):
             raise RuntimeError("no state")
 
-    with pytest.raises(UnsupportedLeafError, match="^m is a .*Broken whose state_dict.. failed: RuntimeError"):
+    with pytest.raises(UnsupportedLeafError, match=r"^m is a .*Broken whose state_dict.. failed: RuntimeError"):
         trip({"m": Broken()})
 
 
@@ -382,7 +382,7 @@ def test_pickle_needs_permission_on_both_sides(trip):
     with pytest.raises(UnsupportedLeafError, match="allow_pickle=True"):
         trip.save({"o": Odd(1)})
     tree, copies = trip.save({"o": Odd(1)}, allow_pickle=True)
-    with pytest.raises(UsageError, match="^o is a pickled .*Odd, and unpickling can run any code") as caught:
+    with pytest.raises(UsageError, match=r"^o is a pickled .*Odd, and unpickling can run any code") as caught:
         trip.load(tree, copies)
     assert caught.value.kind == "pickle"
     assert trip.load(tree, copies, allow_pickle=True)["o"].value == 1
@@ -394,7 +394,7 @@ def test_pickle_takes_only_what_nothing_else_can(trip):
 
 
 def test_what_cannot_be_pickled_is_named(trip):
-    with pytest.raises(UnsupportedLeafError, match="^f is a builtins.function, which cannot be pickled"):
+    with pytest.raises(UnsupportedLeafError, match=r"^f is a builtins.function, which cannot be pickled"):
         trip.save({"f": lambda: 1}, allow_pickle=True)
 
 
@@ -477,7 +477,7 @@ def test_walk_lists_every_leaf_without_building_one(trip, registry):
 def test_a_factory_class_must_still_be_known(trip):
     tree, copies = trip.save(defaultdict(Live, {}))
     tree.node[3] = ["os", "_Environ"]
-    with pytest.raises(UsageError, match="factory os._Environ"):
+    with pytest.raises(UsageError, match=r"factory os._Environ"):
         trip.load(tree, copies)
 
 

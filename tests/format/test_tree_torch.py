@@ -40,6 +40,7 @@ def storage(tensor: Any) -> int:
 
 
 @pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dense_dtype_comes_back_bit_for_bit(trip, name):
     dtype = getattr(torch, name)
     raw = torch.arange(48, dtype=torch.uint8)
@@ -172,7 +173,7 @@ def test_a_freed_storage_is_refused(trip):
 def test_reading_tensors_without_torch_says_what_to_do(trip, monkeypatch):
     tree, copies = trip.save({"w": torch.ones(2), "n": 1})
     monkeypatch.delitem(sys.modules, "torch")
-    with pytest.raises(UsageError, match="^w is stored as a torch object, but torch is not imported.*select="):
+    with pytest.raises(UsageError, match=r"^w is stored as a torch object, but torch is not imported.*select="):
         trip.load(tree, copies)
     assert trip.load(tree, copies, select="n") == 1
     assert [leaf.kind for _, leaf in walk(tree.node)] == ["tensor", "int"]
@@ -315,5 +316,5 @@ def test_a_tensor_that_does_not_fit_its_buffer_is_corrupt(node, size):
 
 def test_a_state_of_a_torch_generator_that_is_none_is_corrupt(trip):
     tree, copies = trip.save(torch.Generator())
-    with pytest.raises(CorruptError, match="no state of a torch.Generator"):
+    with pytest.raises(CorruptError, match=r"no state of a torch.Generator"):
         trip.load(tree, [b"\xff" * len(copies[0])])

@@ -177,7 +177,8 @@ def _verified(run: Run, info: CheckpointInfo) -> dict[str, Any]:
     except (CorruptError, FormatError) as error:
         report |= {"ok": False, "error": str(error)}
     else:
-        report |= {"chunks": found.chunks, "bytes": found.read_bytes}
+        if found is not None:
+            report |= {"chunks": found.chunks, "bytes": found.read_bytes}
     return report | {"seconds": round(time.monotonic() - begun, 6)}
 
 

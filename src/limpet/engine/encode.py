@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,7 +62,7 @@ def encode_chunks(
     encoded: list[Encoded] = []
     for source, name in chunks:
         raw = snapshot.read(source)
-        id_ = blake3.blake3(raw).hexdigest()
+        id_ = blake3.blake3(raw.data).hexdigest()
         hit = known.get(id_)
         if hit is not None and hit.raw_bytes == source.raw_bytes:
             encoded.append(Encoded(id_, source.raw_bytes, hit.codec, None, hit.stored_digest, hit))
@@ -112,7 +112,7 @@ class BatchStream:
         self._next = start
         self._ahead: deque[_Batch] = deque()
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, list[Encoded]]]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, list[Encoded]], None]:
         """Yield (index of the batch's first chunk, its encoded chunks)."""
         while True:
             await self._fill()

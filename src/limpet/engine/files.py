@@ -62,7 +62,7 @@ async def _write_small(
 
     def write() -> None:
         for buffer, data in content.items():
-            extraction.write_whole(buffer, memoryview(data))
+            extraction.write_whole(buffer, data.data)
 
     await workers.run(write)
 
@@ -70,7 +70,7 @@ async def _write_small(
 async def _write_big(reader: Reader, opened: Opened, extraction: Extraction, file: File) -> None:
     async with extraction.sink(_buffer(file)) as sink:
         async for piece in reader.stream(opened, _buffer(file)):
-            await sink.write(memoryview(piece))
+            await sink.write(piece.data)
 
 
 def _buffer(file: File) -> int:

@@ -40,6 +40,7 @@ class ChunkIndex:
 
     def __init__(self) -> None:
         self._by_seq: dict[int, dict[str, Known]] = {}
+        self._last: dict[str, Known] = {}
         self._damaged: set[str] = set()
 
     def add(self, seq: int, manifest: Manifest, pack_bytes: dict[str, int]) -> None:
@@ -50,19 +51,18 @@ class ChunkIndex:
             manifest: its manifest.
             pack_bytes: size of each of its packs.
         """
-        older = next(reversed(self._by_seq.values()), {})
         known: dict[str, Known] = {}
         for chunk in manifest.chunks:
             pack = manifest.packs[chunk.pack]
             if not pack:  # in the record itself: not ours to refer to
                 continue
-            before = older.get(chunk.id)
+            before = self._last.get(chunk.id)
             shares = before.shares + 1 if before is not None and before.pack == pack else 0
             known[chunk.id] = Known(
                 pack, pack_bytes[pack], chunk.codec, chunk.offset, chunk.stored_bytes, chunk.stored_digest,
                 chunk.raw_bytes, shares,
             )  # fmt: skip
-        self._by_seq[seq] = known
+        self._by_seq[seq] = self._last = known
         for old in sorted(self._by_seq)[:-MANIFESTS]:
             del self._by_seq[old]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from limpet.engine.log import Log, Timing
 from limpet.engine.live import Checkpoint, LiveSet
-from limpet.errors import FencedError, StoreError
+from limpet.engine.log import Log, Timing
+from limpet.errors import StoreError
 from limpet.format.layout import DATA_PREFIX, parse_pack_key
 from limpet.stores.base import Entry, Store
 from limpet.types import Swept
@@ -70,7 +70,7 @@ class Janitor:
     _retired: list[tuple[float, set[str]]] = field(default_factory=list)
     _opened: float = 0.0
     _swept_older: bool = False
-    _litter: bool = False
+    _litter_due: float | None = None
 
     def __post_init__(self) -> None:
         self._opened = self.timing.clock()
@@ -85,26 +85,44 @@ class Janitor:
         if unknown:
             self.unknown.add(number)
             self.unsettled[number] = base
-        self._litter = self._litter or failed
+        if failed:
+            self._note_litter()
 
     def settled(self) -> None:
         """The log has told about every unknown commit."""
+        if self.unknown:
+            self._note_litter()
         for number in self.unknown:
             self.unsettled.pop(number, None)
         self.unknown.clear()
 
-    def retire(self, left: list[Checkpoint]) -> None:
-        """These checkpoints have just left the live set: their packs may go after the grace."""
+    def retire(self, left: list[Checkpoint]) -> bool:
+        """These checkpoints have just left the live set: their packs may go after the grace; whether they had any."""
         packs = {key for checkpoint in left for key in checkpoint.packs}
         if packs:
             self._retired.append((self.timing.clock() + self.timing.grace, packs))
+        return bool(packs)
+
+    def _note_litter(self) -> None:
+        """Something was left over that no list of ours names."""
+        if self._litter_due is None:
+            self._litter_due = self.timing.clock() + self.timing.grace
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing may be deleted, for good as far as this writer can tell."""
+        return bool(self.live.damaged or self.log.quarantined or self.log.stopped)
 
     def due_in(self) -> float | None:
         """Seconds until there is something to do; ``None`` if there is nothing."""
+        if self.blocked:
+            return None
         now = self.timing.clock()
         times = [due for due, _ in self._retired[:1]]
-        if not self._swept_older or self._litter:
+        if not self._swept_older:
             times.append(self._opened + self.timing.grace)
+        if self._litter_due is not None:
+            times.append(self._litter_due)
         return max(0.0, min(times) - now) if times else None
 
     async def sweep(self, *, graceful: bool = True, closing: bool = False) -> Swept:
@@ -118,7 +136,7 @@ class Janitor:
             FencedError: objects of a newer epoch are there.
             StoreError: the store could not list; objects that could not be deleted stay for a later sweep.
         """
-        if self.live.damaged or self.log.quarantined or self.log.stopped is not None:
+        if self.blocked:
             return Swept()
         listed = await self.store.list(DATA_PREFIX)
         now = self.timing.clock()
@@ -138,7 +156,7 @@ class Janitor:
         if verdict.newer_epoch is not None:
             raise self.log.fence(f"it holds data of epoch {verdict.newer_epoch}")
         self._swept_older = self._swept_older or older_too
-        self._litter = False
+        self._litter_due = None
         return await self._delete(verdict.deletes)
 
     async def _delete(self, entries: Iterable[Entry]) -> Swept:
@@ -149,7 +167,7 @@ class Janitor:
             try:
                 await self.store.delete(entry.key)
             except StoreError:
-                self._litter = True
+                self._note_litter()  # a store that refuses deletes is not asked again at once
                 continue
             objects += 1
             freed += entry.size

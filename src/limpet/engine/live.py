@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-
 import anyio
 
 from limpet.engine.log import read_record
@@ -17,7 +16,7 @@ from limpet.format.record import Record, from_ranges
 from limpet.stores.base import KeyMissingError, Store
 from limpet.types import CheckpointInfo
 
-__all__ = ["Checkpoint", "LiveSet", "info_of", "load_checkpoints"]
+__all__ = ["Checkpoint", "LiveSet", "info_of", "load_checkpoints", "most_telling"]
 
 _PARALLEL_GETS = 16
 
@@ -95,10 +94,26 @@ async def load_checkpoints(
     if len(seqs) == 1:
         await load(seqs[0])
     else:
-        async with anyio.create_task_group() as group:
-            for seq in seqs:
-                group.start_soon(load, seq)
+        try:
+            async with anyio.create_task_group() as group:
+                for seq in seqs:
+                    group.start_soon(load, seq)
+        except BaseExceptionGroup as errors:
+            raise most_telling(errors) from None
     return [found[seq] for seq in seqs if seq in found], damaged
+
+
+def most_telling(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One error to raise for several: what the store could not tell comes before damage."""
+    flat: list[BaseException] = []
+    pending: list[BaseException] = [errors]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            flat.append(error)
+    return min(flat, key=lambda error: isinstance(error, CorruptError))
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from limpet.errors import CommitUnknownError, CorruptError, FencedError, LimpetError, StoreError
+from limpet.errors import CommitUnknownError, CorruptError, FencedError, FormatError, LimpetError, StoreError
 from limpet.format.layout import DATA_PREFIX, LOG_PREFIX, log_key, parse_log_key, parse_pack_key
 from limpet.format.record import (
     RECORD_BYTES_MAX,
@@ -29,7 +29,7 @@ from limpet.format.record import (
 )
 from limpet.stores.base import NOT_DURABLE, KeyExistsError, KeyMissingError, Store
 
-__all__ = ["Head", "Log", "Timing", "find_head", "read_record"]
+__all__ = ["Head", "Log", "Timing", "check_run", "find_head", "read_record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,33 @@ async def find_head(store: Store) -> Head:
     if last == 0:
         await _prove_empty(store)
         return Head(None)
+    if 1 not in listed and last > 1:
+        await _prove_first(store, last)
     return await _newest_verified(store, last)
+
+
+def check_run(store: Store, head: Head, run: str) -> None:
+    """Refuse a log that is not of the run that the marker names.
+
+    Raises:
+        StoreError: it is another run's.
+    """
+    if head.record is not None and head.record.run != run:
+        raise StoreError(
+            f"{store.url} mixes two runs: its limpet.json and its log do not belong together.",
+            hint="One was copied over the other; restore either from a copy.",
+            kind="mixed_runs",
+        )
+
+
+async def _prove_first(store: Store, last: int) -> None:
+    try:
+        await store.get(log_key(1))
+    except KeyMissingError as error:
+        raise CorruptError(
+            f"{store.url} has log records up to {last}, but not the first.",
+            hint="Part of the log was removed: restore it from a copy.",
+        ) from error
 
 
 async def _prove_empty(store: Store) -> None:
@@ -181,6 +207,7 @@ class Log:
         deadline = timing.clock() + timing.open_deadline
         while True:
             head = await find_head(store)
+            check_run(store, head, run)
             if head.last_seq:
                 await store.settle(log_key(head.last_seq))
             record = _open_record(head, run=run, owner=owner, library=library, retain=retain(head), note=note)
@@ -188,6 +215,7 @@ class Log:
             log = cls(store, timing, run, owner, library, record, digest, record.epoch, tuple(record.quarantined))
             try:
                 if await log._create(record, data, deadline):
+                    log._unsettled.clear()
                     return log, head
             except FencedError:
                 pass  # somebody else took this seq: go on from their record
@@ -258,6 +286,8 @@ class Log:
         """Whether ``record`` is in the log now; ``False`` if an earlier try of ours was adopted instead."""
         key = log_key(record.seq)
         delay = 0.05
+        # Noted before it is sent: whatever ends this call, a cancellation too, the create may still land.
+        self._unsettled.add(record.nonce)
         while True:
             last_error: StoreError
             try:
@@ -273,13 +303,11 @@ class Log:
             if last_error.kind == NOT_DURABLE or self.timing.clock() + delay >= deadline:
                 raise self._unknown(record, last_error) from last_error
             if not last_error.transient and not isinstance(last_error, KeyExistsError):
-                self._unsettled.add(record.nonce)
                 raise last_error
             await self.timing.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             delay = min(delay * 2, 5.0)
 
     def _unknown(self, record: Record, cause: StoreError) -> CommitUnknownError:
-        self._unsettled.add(record.nonce)
         error = CommitUnknownError(
             f"{self.store.url} did not say whether log record {record.seq} was created ({cause.message})",
             hint="Nothing was deleted; the next write resolves it.",
@@ -298,6 +326,8 @@ class Log:
             found, digest = decode_record(data, record.seq)
         except (StoreError, CorruptError):
             return None
+        except FormatError as error:
+            raise self.fence("a newer version of limpet took it over") from error
         if found.nonce == record.nonce:
             return True
         if found.epoch == self.epoch and record.kind != "open":

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from limpet.engine.live import Checkpoint, load_checkpoints
-from limpet.engine.log import Head, find_head
+from limpet.engine.log import Timing, check_run, find_head
 from limpet.errors import LimpetError, StoreError
 from limpet.format.layout import FORMAT_KEY
 from limpet.format.marker import Marker, decode_marker, encode_marker
 from limpet.stores.base import KeyExistsError, KeyMissingError, Store
+from limpet.stores.retry import RetryPolicy, backoff_delays
 
 __all__ = ["View", "claim_root", "fresh_view"]
 
@@ -43,66 +44,70 @@ async def fresh_view(store: Store, known: Callable[[int], Checkpoint | None] = l
     head = await find_head(store)
     if head.record is None:
         return View()
-    if marker is not None and marker.run != head.record.run:
-        raise StoreError(
-            f"{store.url} mixes two runs: its limpet.json and its log do not belong together.",
-            hint="One was copied over the other; restore either from a copy.",
-            kind="mixed_runs",
-        )
+    if marker is not None:
+        check_run(store, head, marker.run)
     checkpoints, damaged = await load_checkpoints(store, head.record, known=known)
     return View(checkpoints, damaged, head.damaged)
 
 
 async def read_marker(store: Store) -> Marker | None:
     """The run's marker, if it has one."""
-    try:
-        return decode_marker(await store.get(FORMAT_KEY), store.url)
-    except KeyMissingError:
-        return None
+    data = await _get_marker(store)
+    return None if data is None else decode_marker(data, store.url)
 
 
-async def claim_root(store: Store, name: str) -> Marker:
+async def claim_root(store: Store, name: str, timing: Timing | None = None) -> Marker:
     """Make the root a run if it is none yet, and prove that a second create is refused.
 
     Args:
         store: the root.
         name: of a child run.
+        timing: how long a store that cannot tell is asked again.
 
     Raises:
         FormatError: the place holds something else, or a newer format.
         StoreError: the store has no atomic create, or could not tell.
     """
-    found = await read_marker(store)
+    timing = timing or Timing()
+    found = await _get_marker(store)
     if found is None:
-        head: Head = await find_head(store)
+        head = await find_head(store)
         run = head.record.run if head.record is not None else secrets.token_hex(16)
-        await _create_marker(store, encode_marker(run, name))
-    await _prove_create(store, name)
-    found = await read_marker(store)
-    if found is None:
+        await _create_marker(store, encode_marker(run, name), timing)
+        found = await _get_marker(store)
+        if found is None:
+            raise _not_atomic(store)
+    marker = decode_marker(found, store.url)
+    # Other bytes of the same meaning: a store that overwrites them has done no harm.
+    if await _create_marker(store, found + b"\n", timing) or await _get_marker(store) != found:
         raise _not_atomic(store)
-    return found
+    return marker
 
 
-async def _create_marker(store: Store, data: bytes) -> None:
+async def _get_marker(store: Store) -> bytes | None:
     try:
-        await store.create(FORMAT_KEY, data)
-    except KeyExistsError:
-        return
-    except StoreError as error:
-        if not error.transient or await read_marker(store) is None:
-            raise
+        return await store.get(FORMAT_KEY)
+    except KeyMissingError:
+        return None
 
 
-async def _prove_create(store: Store, name: str) -> None:
-    """Create the marker that exists: the store must refuse, and must still hold the first."""
-    before = await store.get(FORMAT_KEY)
-    try:
-        await store.create(FORMAT_KEY, encode_marker(secrets.token_hex(16), name))
-    except KeyExistsError:
-        if await store.get(FORMAT_KEY) == before:
-            return
-    raise _not_atomic(store)
+async def _create_marker(store: Store, data: bytes, timing: Timing) -> bool:
+    """Whether the marker is ``data`` now, by this create; ``False`` if there was one before."""
+    deadline = timing.clock() + timing.open_deadline
+    for delay in backoff_delays(RetryPolicy()):
+        try:
+            await store.create(FORMAT_KEY, data)
+        except StoreError as error:
+            exists = isinstance(error, KeyExistsError)
+            found = await _get_marker(store) if exists else None
+            if found is not None:
+                return found == data  # ours if the answer to an earlier try was lost
+            if not (exists or error.transient) or timing.clock() + delay >= deadline:
+                raise
+            await timing.sleep(delay)
+        else:
+            return True
+    raise AssertionError("unreachable")
 
 
 def _not_atomic(store: Store) -> StoreError:

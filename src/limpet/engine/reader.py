@@ -6,7 +6,8 @@ decompressed, each chunk's id after. A mismatch is read once more before it coun
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ import anyio
 import blake3
 import numpy as np
 
-from limpet.engine.live import Checkpoint
 from limpet.engine.encode import RAW
+from limpet.engine.live import Checkpoint, most_telling
 from limpet.engine.slots import Bytes8
 from limpet.errors import CorruptError
 from limpet.format import codec
@@ -108,8 +109,12 @@ class Reader:
             stored: Bytes = await self._fetch(at.key, at.offset, at.size)
         else:
             stored = body[at.offset : at.offset + at.size]
-        manifest = decode_manifest(bytes(stored), at.digest)
-        self._check(checkpoint, manifest, len(body) - at.size)
+        try:
+            manifest = decode_manifest(bytes(stored), at.digest)
+            self._check(checkpoint, manifest, len(body) - at.size)
+        except CorruptError as error:
+            error.pack = at.key or None
+            raise
         return Opened(checkpoint, manifest, body)
 
     async def fill(self, opened: Opened, destinations: dict[int, Bytes8]) -> None:
@@ -138,7 +143,7 @@ class Reader:
                 for run in runs:
                     group.start_soon(read, run)
         except BaseExceptionGroup as errors:
-            raise _most_telling(errors) from None
+            raise most_telling(errors) from None
 
     async def stream(self, opened: Opened, index: int) -> AsyncIterator[Bytes8]:
         """One buffer's bytes, in order, piece by piece, in bounded memory."""
@@ -180,17 +185,13 @@ class Reader:
             stored = await self._fetch(run.pack, run.offset, run.stored_bytes)
             await self._workers.run(_decode_run, run, stored)
             return
-        try:
-            await self._store.read_into(run.pack, run.offset, memoryview(target))
-        except KeyMissingError as error:
-            raise _missing(run.pack) from error
+        with _blaming(run.pack):
+            await self._store.read_into(run.pack, run.offset, target.data)
         await self._workers.run(_check_direct, run)
 
     async def _fetch(self, pack: str, offset: int, size: int) -> Bytes:
-        try:
+        with _blaming(pack):
             return await self._store.get_range(pack, offset, size)
-        except KeyMissingError as error:
-            raise _missing(pack) from error
 
     def _check(self, checkpoint: Checkpoint, manifest: Manifest, inline_bytes: int) -> None:
         """The manifest must fit the record that names it."""
@@ -213,21 +214,16 @@ class Reader:
             raise CorruptError(f"the manifest of checkpoint {record.seq} does not fit its record: {problem}.")
 
 
-def _missing(pack: str) -> CorruptError:
-    return CorruptError(f"{pack} is missing.", kind="missing_object", pack=pack)
-
-
-def _most_telling(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One error to raise for several: what the store could not tell comes before damage."""
-    flat: list[BaseException] = []
-    pending: list[BaseException] = [errors]
-    while pending:
-        error = pending.pop()
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(error.exceptions)
-        else:
-            flat.append(error)
-    return min(flat, key=lambda error: isinstance(error, CorruptError))
+@contextmanager
+def _blaming(pack: str) -> Iterator[None]:
+    """Damage that shows while ``pack`` is fetched names it."""
+    try:
+        yield
+    except KeyMissingError as error:
+        raise CorruptError(f"{pack} is missing.", kind="missing_object", pack=pack) from error
+    except CorruptError as error:
+        error.pack = pack
+        raise
 
 
 def _plan_runs(manifest: Manifest, destinations: dict[int, Bytes8]) -> list[_Run]:
@@ -288,7 +284,7 @@ def _decode_chunk(run: _Run, chunk: ChunkAt, pieces: Sequence[_Piece], stored: m
 
 
 def _check_id(run: _Run, chunk: ChunkAt, raw: Bytes8) -> None:
-    if blake3.blake3(raw).hexdigest() != chunk.id:
+    if blake3.blake3(raw.data).hexdigest() != chunk.id:
         raise _damaged(run, chunk)
 
 

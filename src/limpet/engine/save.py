@@ -28,6 +28,8 @@ class Save:
         meta: JSON-encodable.
         pinned: whether retention must keep it.
         supersedable: whether a newer one may replace it while it waits.
+        paced: whether it may be held back a little, so that a tight loop is no stream of requests.
+        urgent: whether its caller waits for the commit.
         snapshot: set once staged.
         called: monotonic time of the call.
         stalled_seconds: how long the caller was held up.
@@ -40,6 +42,7 @@ class Save:
     pinned: bool = False
     supersedable: bool = True
     paced: bool = True
+    urgent: bool = False
     snapshot: Snapshot | None = None
     called: float = field(default_factory=time.monotonic)
     stalled_seconds: float = 0.0
@@ -57,6 +60,13 @@ class Save:
         """Seconds since the call."""
         return time.monotonic() - self.called
 
+    def take_over(self, older: Save) -> None:
+        """Replace ``older``, and what it replaced: when this one ends, they all do."""
+        # The list moves instead of being copied: a tight loop supersedes thousands between two commits.
+        replaced, older.replaced = older.replaced, []
+        replaced.append(older)
+        self.replaced = [*self.replaced, *replaced] if self.replaced else replaced
+
     def release(self) -> None:
         """Give the snapshot's memory back. Idempotent."""
         if self.snapshot is not None:
@@ -68,7 +78,8 @@ class Save:
         self.release()
         self.handle.phase = Phase.DONE
         for older in self.replaced:
-            older.resolve(_superseded(older, receipt))
+            older.handle.phase = Phase.DONE
+            older.handle._completion.set_result(_superseded(older, receipt))
         self.handle._completion.set_result(receipt)
 
     def fail(self, error: BaseException) -> None:
@@ -77,7 +88,8 @@ class Save:
         self.handle.phase = Phase.DONE
         for older in self.replaced:
             older.handle._seen = True  # the newer save, which carries the same error, is the one to look at
-            older.fail(error)
+            older.handle.phase = Phase.DONE
+            older.handle._completion.set_error(error)
         self.handle._completion.set_error(error)
 
 
@@ -101,10 +113,10 @@ class SaveQueue:
 
     Args:
         pool: the memory.
-        wake: wakes the engine's loop; called without the lock.
+        wake: wakes the engine's loop, with whether it must be at once; called without the lock.
     """
 
-    def __init__(self, pool: SlotPool, on_busy: OnBusy, wake: Callable[[], None]) -> None:
+    def __init__(self, pool: SlotPool, on_busy: OnBusy, wake: Callable[[bool], None]) -> None:
         self._pool = pool
         self._on_busy = on_busy
         self._wake = wake
@@ -138,7 +150,7 @@ class SaveQueue:
                 if victim is None:
                     return None
                 victim.release()
-                save.replaced.append(victim)
+                save.take_over(victim)
                 lease = self._pool.try_lease(nbytes)
             self._staging += 1
             return lease
@@ -155,7 +167,7 @@ class SaveQueue:
         if closed_by is not None:
             save.fail(closed_by)
         elif wake:
-            self._wake()
+            self._wake(save.urgent)
 
     def abandon(self, save: Save, error: BaseException) -> None:
         """The staging of an admitted save failed in its caller."""
@@ -192,7 +204,7 @@ class SaveQueue:
         with self._lock:
             self._active.remove(save)
         self.notify()
-        self._wake()
+        self._wake(True)
 
     def idle(self) -> bool:
         """Whether nothing is being staged, waits or is being written."""
@@ -207,7 +219,7 @@ class SaveQueue:
     def hurry(self, hurried: bool = True) -> None:
         """Stop (or go on) pacing."""
         self.hurried = hurried
-        self._wake()
+        self._wake(True)
 
     def close(self, error: BaseException) -> None:
         """Fail what waits, and every later call, with ``error``. What is being written goes on."""

@@ -12,9 +12,10 @@ import mmap
 import threading
 import weakref
 from contextlib import suppress
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["Bytes8", "Lease", "MemoryBudget", "SlotPool"]
 
@@ -25,7 +26,7 @@ _SHRINK_AFTER = 8
 """A slot is given back after so many leases in a row that used less than a quarter of it."""
 _ADVICE = ("MADV_HUGEPAGE", "MADV_DONTFORK", "MADV_DONTDUMP")
 
-Bytes8 = np.ndarray[Any, np.dtype[np.uint8]]
+Bytes8: TypeAlias = npt.NDArray[np.uint8]
 
 
 def _whole_pages(nbytes: int) -> int:

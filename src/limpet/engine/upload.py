@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from limpet.format.manifest import ChunkAt, Manifest, encode_manifest
 from limpet.format.record import FORMAT_VERSION, INLINE_BYTES_MAX, Commit, ManifestAt, PackUse
 from limpet.stores.base import Bytes, Store
 from limpet.stores.retry import RetryPolicy, backoff_delays
+from limpet.types import Outcome, Receipt
 from limpet.workers import Workers
 
 __all__ = ["Resources", "Upload", "Uploaded"]
@@ -89,6 +90,23 @@ class Uploaded:
             step=save.step,
             meta=save.meta,
             body=self.body,
+        )
+
+    def receipt(self, save: Save, seq: int) -> Receipt:
+        """What the caller of a committed save is told."""
+        return Receipt(
+            outcome=Outcome.COMMITTED,
+            step=save.step,
+            durable_step=save.step,
+            seq=seq,
+            raw_bytes=self.raw_bytes,
+            stored_bytes=self.stored_bytes,
+            new_bytes=self.new_bytes,
+            stalled_seconds=save.stalled_seconds,
+            staged_seconds=save.staged_seconds,
+            encoded_seconds=save.encoded_seconds,
+            uploaded_seconds=save.uploaded_seconds,
+            committed_seconds=save.elapsed(),
         )
 
 
@@ -179,7 +197,9 @@ class Upload:
             key = pack_key(PackName(self.resources.epoch, self.number, secrets.token_hex(4), 0, part))
             started = timing.clock()
             try:
-                size = await self.resources.store.put(key, self._parts(start, key), size_hint=self._pack_bytes())
+                # Closed here, not when it is collected: until then it holds the budget and reads from the snapshot.
+                async with aclosing(self._parts(start, key)) as parts:
+                    size = await self.resources.store.put(key, parts, size_hint=self._pack_bytes())
             except StoreError as error:
                 self._forget_from(start)
                 failed_since = started if failed_since is None else failed_since
@@ -200,7 +220,7 @@ class Upload:
             raise error
         self.resources.on_retry("put", key, attempt, error)
 
-    async def _parts(self, start: int, key: str) -> AsyncIterator[Sequence[Bytes]]:
+    async def _parts(self, start: int, key: str) -> AsyncGenerator[Sequence[Bytes], None]:
         """The pack's content, and as a side effect the places of its chunks."""
         offset = 0
         target = self._pack_bytes()
@@ -216,13 +236,13 @@ class Upload:
         yield [stored]
         self._at = ManifestAt(key, offset, len(stored), digest)
 
-    async def _batches(self, start: int) -> AsyncIterator[tuple[int, list[Encoded]]]:
+    async def _batches(self, start: int) -> AsyncGenerator[tuple[int, list[Encoded]], None]:
         shared = self.resources
         stream = BatchStream(
             self._snapshot, self._known, shared.chooser, shared.budget, lambda: shared.workers(self.save), start
         )
         try:
-            async with aclosing(stream.__aiter__()) as batches:  # type: ignore[type-var]
+            async with aclosing(stream.__aiter__()) as batches:
                 async for batch in batches:
                     yield batch
         finally:

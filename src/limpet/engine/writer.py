@@ -7,6 +7,7 @@ happens to a caller, or to another save, cancels it.
 from __future__ import annotations
 
 import asyncio
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,18 +21,19 @@ from limpet.engine.index import MANIFESTS, ChunkIndex
 from limpet.engine.janitor import Janitor
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
 from limpet.engine.log import Head, Log, Timing
+from limpet.engine.policy import policy_to_record, report_narrowing
 from limpet.engine.reader import Reader
 from limpet.engine.save import Save, SaveQueue
 from limpet.engine.upload import Resources, Upload, Uploaded
-from limpet.errors import CommitUnknownError, CorruptError, LimpetError, NotFoundError, StoreError, UsageError
-from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried
+from limpet.errors import CorruptError, LimpetError, NotFoundError, StoreError, UsageError
+from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded
 from limpet.format import retention
 from limpet.format.codec import CodecChooser
 from limpet.format.layout import DATA_PREFIX
 from limpet.format.record import Record, from_ranges, to_ranges
 from limpet.pending import Phase
 from limpet.stores.base import Store
-from limpet.types import CheckpointInfo, Outcome, Receipt, Swept
+from limpet.types import CheckpointInfo, Swept
 from limpet.workers import Workers
 
 __all__ = ["RunWriter", "WriterSettings"]
@@ -40,6 +42,7 @@ _IN_FLIGHT_BYTES = 96 << 20
 _MAX_LAG_SECONDS = 30.0
 """A save older than this is encoded at full priority."""
 _CLOSE_RECORD_SECONDS = 10.0
+_SWEEP_AGAIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class RunWriter:
         self._urgent = urgent
         self._emit = emit
         self.live = LiveSet()
+        self.committed: tuple[CheckpointInfo, ...] = ()
         self.reader = Reader(store, urgent)
         self._index = ChunkIndex()
         self._chooser = CodecChooser(settings.compression)
@@ -100,11 +104,11 @@ class RunWriter:
         self._tail: anyio.Event | None = None
         self._last_start = float("-inf")
         self._number = 0
-        self._wakeup = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._tidy_wakeup = asyncio.Event()
-        self._stopping = False
+        self._stopped = asyncio.Event()
         self._scopes: set[anyio.CancelScope] = set()
-        self._upload_urgent: set[Save] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Head:
         """Take the run over; returns the head that the writer before us left.
@@ -119,7 +123,7 @@ class RunWriter:
             run=settings.run,
             owner=settings.owner,
             library=settings.library,
-            retain=self._policy_for,
+            retain=lambda head: policy_to_record(settings.retain, head),
             note=settings.note,
         )
         self.log.on_adopted = self._apply
@@ -127,17 +131,13 @@ class RunWriter:
         checkpoints, damaged = await load_checkpoints(self._store, self.log.head)
         self.live.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in checkpoints}
         self.live.damaged = set(damaged)
+        self.committed = tuple(self.live.infos())
+        report_narrowing(self._store.url, settings.retain, head, self.live)
         self.janitor = Janitor(self._store, self.log, self.live, settings.timing)
         self._resources = self._make_resources()
         await self._build_index(checkpoints[:MANIFESTS])
         self._emit(Opened(self._store.url, self.log.epoch, _left_behind(head)))
         return head
-
-    def _policy_for(self, head: Head) -> Any:
-        asked = self._settings.retain
-        if asked is not None:
-            return retention.to_json(asked)
-        return head.record.retain if head.record is not None else retention.to_json(retention.Last(3))
 
     def _make_resources(self) -> Resources:
         return Resources(
@@ -168,59 +168,67 @@ class RunWriter:
                 continue  # nothing to refer to: the next save writes it all
             self._index.add(checkpoint.info.seq, opened.manifest, {use.key: use.size for use in commit.packs})
 
-    def wake(self) -> None:
-        """Look at the queue again; on the engine's thread."""
-        self._wakeup.set()
-
     async def serve(self) -> None:
-        """Write what the queue holds until ``stop``."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._tidy)
-            while not self._stopping:
-                self._wakeup.clear()
-                found = self._queue.start_nowait(self._pace)
-                if isinstance(found, Save):
-                    self._start(group, found)
-                    continue
-                with anyio.move_on_after(found):
-                    await self._wakeup.wait()
-            group.cancel_scope.cancel()
+        """Write what the queue holds, and keep house, until ``stop``."""
+        self.wake()
+        tidy = asyncio.create_task(self._tidy())
+        try:
+            await self._stopped.wait()
+        finally:
+            tidy.cancel()
+
+    def wake(self) -> None:
+        """Start every save whose turn it is; on the loop. A paced one makes it look again by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while isinstance(found := self._queue.start_nowait(self._pace), Save):
+            self._start(found)
+        if found is not None:
+            self._timer = asyncio.get_running_loop().call_later(found, self.wake)
 
     def _pace(self) -> float:
         due = self._last_start + self._store.commit_interval_seconds
         return max(0.0, due - self._settings.timing.clock())
 
-    def _start(self, group: anyio.abc.TaskGroup, save: Save) -> None:
+    def _start(self, save: Save) -> None:
         self._last_start = self._settings.timing.clock()
         before, self._tail = self._tail, anyio.Event()
         self._number += 1
-        self.janitor.begin(self._number)
-        group.start_soon(self._write, save, self._number, before, self._tail)
+        task = asyncio.get_running_loop().create_task(self._write(save, self._number, before, self._tail))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _write(self, save: Save, number: int, before: anyio.Event | None, done: anyio.Event) -> None:
-        unknown = failed = False
+        failed = False
+        scope = anyio.CancelScope(shield=True)
+        self._scopes.add(scope)
         try:
-            with anyio.CancelScope(shield=True) as scope:
-                self._scopes.add(scope)
+            with scope:
                 await self._write_shielded(save, number, before)
-            if scope.cancelled_caught:
-                failed = True
-                self._fail(save, StoreError("the save was not committed before the deadline of close().", kind="late"))
         except Exception as error:
             failed = True
-            unknown = isinstance(error, CommitUnknownError)
             self._fail(save, error)
         finally:
             self._scopes.discard(scope)
+            if not save.handle.done():  # cancelled, by stop() or with the loop
+                failed = True
+                self._fail(save, StoreError("the save was not committed before the deadline of close().", kind="late"))
+            # A create whose answer never came may still land, whatever ended the save that sent it.
+            unknown = failed and not self.log.settled
             done.set()
             self.janitor.end(number, unknown=unknown, failed=failed)
             self._queue.finished(save)
-            self._tidy_wakeup.set()
+            if failed:
+                self._tidy_wakeup.set()
 
     async def _write_shielded(self, save: Save, number: int, before: anyio.Event | None) -> None:
         if self.log.stopped is not None:
             raise self.log.stopped
-        uploaded = await Upload(self._resources, save, number).run()
+        # In one step: what the save may refer to is what is live now, and that stays until the save is settled.
+        upload = Upload(self._resources, save, number)
+        self.janitor.begin(number)
+        uploaded = await upload.run()
         save.release()
         self._queue.notify()
         if before is not None:
@@ -228,7 +236,9 @@ class RunWriter:
         save.handle.phase = Phase.COMMITTING
         record = await self._commit(save, uploaded)
         self._emit(Committed(record.seq, save.step, uploaded.raw_bytes, uploaded.new_bytes, save.elapsed()))
-        save.resolve(_receipt(save, record, uploaded))
+        for older in save.replaced:
+            self._emit(Superseded(older.step, save.step))
+        save.resolve(uploaded.receipt(save, record.seq))
 
     async def _commit(self, save: Save, uploaded: Uploaded) -> Record:
         commit = uploaded.commit(save)
@@ -242,7 +252,6 @@ class RunWriter:
 
         record = await self._append(make)
         self._index.add(record.seq, uploaded.manifest, {use.key: use.size for use in uploaded.packs})
-        self._index.keep_only(self.live.seqs)
         return record
 
     async def _append(self, make: Callable[[Record], Record]) -> Record:
@@ -258,17 +267,21 @@ class RunWriter:
         return record
 
     def _apply(self, record: Record) -> None:
-        self.janitor.retire(self.live.apply(record))
-        self._tidy_wakeup.set()
+        left = self.live.apply(record)
+        self._index.keep_only(self.live.seqs)
+        self.committed = tuple(self.live.infos())
+        if self.janitor.retire(left):
+            self._tidy_wakeup.set()
 
     def _fail(self, save: Save, error: BaseException) -> None:
         if self.log.stopped is not None:
             self._queue.close(self.log.stopped)
+        _forget_locals(error)
         save.fail(error)
         self._emit(Failed(save.step, error))
 
     def _workers_for(self, save: Save) -> Workers:
-        urgent = self._queue.hurried or not save.paced or save.elapsed() > _MAX_LAG_SECONDS
+        urgent = self._queue.hurried or save.urgent or save.elapsed() > _MAX_LAG_SECONDS
         return self._urgent if urgent else self._niced
 
     async def _tidy(self) -> None:
@@ -281,6 +294,7 @@ class RunWriter:
                     await self._sweep(graceful=True)
                 except LimpetError as error:
                     warnings.warn(f"limpet could not sweep {self._store.url}: {error}", RuntimeWarning, stacklevel=1)
+                    await anyio.sleep(_SWEEP_AGAIN_SECONDS)
                 await anyio.sleep(1.0)
                 continue
             with anyio.move_on_after(due):
@@ -317,16 +331,15 @@ class RunWriter:
         def make(base: Record) -> Record:
             self._known(seq)
             live = from_ranges(base.live)
-            if live == {seq}:
+            if not live - self.live.damaged - {seq}:
                 raise UsageError(
-                    f"checkpoint {seq} is the only one; retention always keeps the newest.",
+                    f"checkpoint {seq} is the only usable one; retention always keeps the newest.",
                     hint="Remove the whole folder or prefix to start afresh.",
                 )
             pinned = from_ranges(base.pinned) - {seq}
             return msgspec.structs.replace(base, live=to_ranges(live - {seq}), pinned=to_ranges(pinned))
 
         await self._append(make)
-        self._index.keep_only(self.live.seqs)
 
     def _known(self, seq: int) -> Checkpoint:
         checkpoint = self.live.checkpoints.get(seq)
@@ -345,8 +358,8 @@ class RunWriter:
         """Cancel what is still being written, say goodbye in the log, sweep, and end ``serve``."""
         for scope in list(self._scopes):
             scope.cancel()
-        while self._scopes:
-            await anyio.sleep(0.001)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         if self.log.stopped is None:
             with anyio.move_on_after(_CLOSE_RECORD_SECONDS, shield=True):
                 try:
@@ -354,28 +367,19 @@ class RunWriter:
                     await self._sweep(graceful=True, closing=True)
                 except LimpetError as error:
                     warnings.warn(f"limpet left {self._store.url} untidy: {error}", RuntimeWarning, stacklevel=1)
-        self._stopping = True
-        self.wake()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._stopped.set()
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Drop what the error's frames refer to: buffers of a snapshot, whose memory could not be used again."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _left_behind(head: Head) -> str | None:
     if head.record is None or head.record.kind == "close":
         return None
     return head.record.owner or "another writer"
-
-
-def _receipt(save: Save, record: Record, uploaded: Uploaded) -> Receipt:
-    return Receipt(
-        outcome=Outcome.COMMITTED,
-        step=save.step,
-        durable_step=save.step,
-        seq=record.seq,
-        raw_bytes=uploaded.raw_bytes,
-        stored_bytes=uploaded.stored_bytes,
-        new_bytes=uploaded.new_bytes,
-        stalled_seconds=save.stalled_seconds,
-        staged_seconds=save.staged_seconds,
-        encoded_seconds=save.encoded_seconds,
-        uploaded_seconds=save.uploaded_seconds,
-        committed_seconds=save.elapsed(),
-    )

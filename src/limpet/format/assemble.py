@@ -61,6 +61,7 @@ def prepare(
     select: str | None = None,
     allow_pickle: bool = False,
     files: Callable[[Any], Files] | None = None,
+    reserve: Callable[[int], None] | None = None,
 ) -> Assembly:
     """Check a tree, which is not trusted, and choose the memory for its bytes. No byte of ``into`` is changed yet.
 
@@ -72,6 +73,7 @@ def prepare(
         select: the path of the subtree to read; only its buffers are needed.
         allow_pickle: load pickled leaves, which can run any code.
         files: makes the handle for a file leaf that has no live counterpart.
+        reserve: told how many bytes are about to be read, before any memory is taken; raises if that is too much.
 
     Raises:
         CorruptError: the node or the sizes do not fit the schema.
@@ -84,6 +86,8 @@ def prepare(
     plan = Plan(sizes, registry, _PLANNERS, allow_pickle=allow_pickle, make_files=files)
     build = plan.of(node if select is None else _selected(node, parse_path(select)), into)
     plan.reject_differences()
+    if reserve is not None:
+        reserve(sum(sizes[index] for index in plan.targets))
     destinations = {}
     for index, target in plan.targets.items():
         memory = target.allocate(plan)

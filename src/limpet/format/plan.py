@@ -165,12 +165,9 @@ class Plan:
         """Note each key that only one side has."""
         # 1, 1.0 and True are equal, and yet not the same key.
         ours, theirs = {(type(key), key) for key in stored}, {(type(key), key) for key in found}
-        for key, sides in [(k, ("it", "nothing")) for _, k in ours - theirs] + [
-            (k, ("nothing", "it")) for _, k in theirs - ours
-        ]:
-            self._trail.append(key)
-            self.differs(*sides)
-            self._trail.pop()
+        for side, keys in (("checkpoint", ours - theirs), ("state", theirs - ours)):
+            where = (place((*self._trail, key)) for _, key in keys)
+            self._differences.extend(f"{path}: only the {side} has it" for path in where)
 
     def reject_differences(self) -> None:
         """Raise ``MismatchError`` naming every leaf that differs, if any does."""

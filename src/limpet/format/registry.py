@@ -14,7 +14,9 @@ __all__ = ["Codec", "Registry", "default_registry", "full_name", "imported_class
 
 C = TypeVar("C", bound=type)
 
-_BUILTINS = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "uuid", "pathlib"})
+_BUILTINS = frozenset(
+    {"builtins", "collections", "datetime", "decimal", "fractions", "uuid", "pathlib", "pathlib._local"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from limpet.errors import CorruptError
 from limpet.format.filetree import decode_file_tree
 from limpet.format.paths import format_path
@@ -29,8 +31,17 @@ def describe_leaves(tree: Any, sizes: Sequence[int]) -> list[LeafRow]:
         if any(not 0 <= index < len(sizes) for index in leaf.buffers):
             raise CorruptError(f"the leaf {format_path(path)} names a buffer that does not exist.")
         nbytes = sum(sizes[index] for index in leaf.buffers)
-        rows.append(LeafRow(format_path(path), leaf.kind, leaf.dtype, leaf.shape, nbytes, leaf.value))
+        rows.append(LeafRow(format_path(path), leaf.kind, _dtype_name(leaf.dtype), leaf.shape, nbytes, leaf.value))
     return rows
+
+
+def _dtype_name(dtype: str) -> str:
+    """``float32`` for ``<f4``; what has no plain name, such as another byte order, stays as it is stored."""
+    try:
+        found = np.dtype(dtype)
+    except (TypeError, ValueError):
+        return dtype
+    return found.name if found.isnative and found.names is None and found.kind in "biufc" else dtype
 
 
 def files_payload(tree: Any, sizes: Sequence[int]) -> Any:
