@@ -245,10 +245,11 @@ def python_blocks(path: Path) -> list[tuple[int, bool, str]]:
 
 
 @pytest.mark.parametrize("attempt", ["first", "again"])
-def test_the_readme_tells_the_truth(attempt: str, shared_folder: Path) -> None:
-    """Its blocks run from top to bottom, in one folder, and then once more: running again is what limpet is for."""
-    for line, runs, code in python_blocks(README):
-        compile(code, f"README.md:{line}", "exec")
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "states.md"], ids=lambda page: page.name)
+def test_the_pages_tell_the_truth(page: Path, attempt: str, shared_folder: Path) -> None:
+    """Their blocks run from top to bottom, in one folder, and then once more: running again is what limpet is for."""
+    for line, runs, code in python_blocks(page):
+        compile(code, f"{page.name}:{line}", "exec")
         if runs:
             done = subprocess.run(
                 [sys.executable, "-W", "error", "-c", code],
@@ -258,7 +259,7 @@ def test_the_readme_tells_the_truth(attempt: str, shared_folder: Path) -> None:
                 timeout=60,
                 check=False,
             )
-            assert done.returncode == 0, f"README.md:{line}, {attempt}:\n{done.stderr}"
+            assert done.returncode == 0, f"{page.name}:{line}, {attempt}:\n{done.stderr}"
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from limpet.settings import OnError, Settings
 from limpet.stores.retry import Retrying
 from limpet.stores.urls import open_store
 from limpet.types import CheckpointInfo, Swept
+from limpet.warm import parse_start
 from limpet.writing import Request, Writing
 
 __all__ = ["Checkpointer"]
@@ -91,7 +92,13 @@ class Checkpointer(Writing):
             hooks=tuple(hooks),
             storage=dict(storage or {}),
         )
-        super().__init__(Retrying(open_store(url, storage)), settings)
+        if settings.start_from is not None:
+            parse_start(settings.start_from)
+
+        def store() -> Retrying:
+            return Retrying(open_store(url, storage))
+
+        super().__init__(store(), settings, reopen=store)
 
     @property
     def url(self) -> str:
@@ -193,11 +200,11 @@ class Checkpointer(Writing):
 
     def prewarm(self, state: Any) -> None:
         """Map and touch the buffers for states like ``state``, so that even the first save runs at full speed."""
-        drive(self._prewarm(state))
+        drive(self._prewarm(state, off_thread=False))
 
     async def prewarm_async(self, state: Any) -> None:
         """``prewarm`` for coroutines."""
-        await drive_async(self._prewarm(state))
+        await drive_async(self._prewarm(state, off_thread=True))
 
     def pin(self, at: int | CheckpointInfo, pinned: bool = True) -> CheckpointInfo:
         """Keep a checkpoint whatever retention says; ``pinned=False`` leaves it to retention again.
@@ -239,9 +246,8 @@ class Checkpointer(Writing):
         """
         if not name:
             raise UsageError(f"child({name!r}): a child needs a name that is not empty.")
+        self._check_usable()
         with self._opening:
-            if self._closed:
-                raise self._closed_error()
             for existing in self._children:
                 if existing._name == name and not existing._closed and isinstance(existing, Checkpointer):
                     return existing
@@ -292,7 +298,7 @@ class Checkpointer(Writing):
     ) -> None:
         try:
             self.close()
-        except BaseException as closing:
+        except Exception as closing:  # an interruption goes on, with the body's error as its context
             if error is None:
                 raise
             error.add_note(f"limpet: closing failed too: {closing}")
@@ -306,7 +312,7 @@ class Checkpointer(Writing):
     ) -> None:
         try:
             await self.close_async()
-        except BaseException as closing:
+        except Exception as closing:  # an interruption goes on, with the body's error as its context
             if error is None:
                 raise
             error.add_note(f"limpet: closing failed too: {closing}")

@@ -43,7 +43,10 @@ class LimpetError(Exception):
         """The save that failed, where a later call raises an error nobody had looked at."""
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}" if self.hint else self.message
+        if not self.hint:
+            return self.message
+        stop = "" if self.message.endswith((".", "!", "?")) else "."
+        return f"{self.message}{stop} {self.hint}"
 
 
 class NotFoundError(LimpetError):

@@ -22,10 +22,10 @@ from typing import Any, TypeAlias, TypeVar
 import anyio
 
 from limpet.errors import UsageError
-from limpet.pending import Completion
+from limpet.pending import Completion, engine_threads
 from limpet.workers import Workers
 
-__all__ = ["EngineLoop", "ExitGuard", "Operation", "Wait", "drive", "drive_async"]
+__all__ = ["EngineLoop", "ExitGuard", "Operation", "Wait", "drive", "drive_async", "insist", "on_worker"]
 
 T = TypeVar("T")
 _EXIT_LOST = 70
@@ -108,6 +108,31 @@ def _deadline(timeout_seconds: float | None) -> float:
     return math.inf if timeout_seconds is None else anyio.current_time() + timeout_seconds
 
 
+def insist(wait: Wait) -> Operation[BaseException | None]:
+    """Wait in any case; returns the task's cancellation that came meanwhile."""
+    try:
+        yield wait
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        return error
+    return None
+
+
+def on_worker(workers: Workers, function: Callable[[], T]) -> Completion[T]:
+    """Run ``function()`` on a worker thread; what comes of it arrives in the result."""
+    completion: Completion[T] = Completion()
+
+    def job() -> None:
+        try:
+            completion.set_result(function())
+        except BaseException as error:
+            completion.set_error(error)
+
+    workers.submit(job)
+    return completion
+
+
 class EngineLoop:
     """An asyncio event loop in a daemon thread."""
 
@@ -185,10 +210,13 @@ class EngineLoop:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        engine_threads.add(threading.get_ident())
         try:
             anyio.run(self._main, backend="asyncio")
         except BaseException as error:  # the starter is told; nobody else could be
             self._ready.set_error(error)
+        finally:
+            engine_threads.discard(threading.get_ident())
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

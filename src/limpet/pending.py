@@ -8,19 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from limpet.errors import UsageError
 
 if TYPE_CHECKING:
     from limpet.types import Receipt
 
-__all__ = ["Completion", "PendingWrite", "Phase", "Staging"]
+__all__ = ["Completion", "PendingWrite", "Phase", "Staging", "Unseen", "engine_threads"]
 
 T = TypeVar("T")
 _lock = threading.Lock()
 """Guards the settling of every Completion: held for a few assignments only, never around a callback."""
+engine_threads: set[int] = set()
+"""Threads that every save needs: none of them may ever wait for one."""
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - another thread may have held it, and is not here to let go of it
+    _lock = threading.Lock()
+    engine_threads.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _check_may_block() -> None:
+    if threading.get_ident() in engine_threads:
+        raise UsageError(
+            "a hook runs on limpet's own thread, which would wait for itself.",
+            hint="Hand the work to a thread or task of yours.",
+            kind="wrong_thread",
+        )
 
 
 class Completion(Generic[T]):
@@ -72,12 +97,16 @@ class Completion(Generic[T]):
         """Block this thread until settled; ``False`` after ``timeout_seconds``."""
         if self._settled:
             return True
-        event = threading.Event()
-        self.add_callback(event.set)
+        # A bare lock: an Event hands its inner lock to and fro, which costs a durable write several switches.
+        bell = threading.Lock()
+        bell.acquire()
+        self.add_callback(bell.release)
         try:
-            return event.wait(timeout_seconds)
+            return bell.acquire(
+                timeout=-1 if timeout_seconds is None else min(max(0.0, timeout_seconds), threading.TIMEOUT_MAX)
+            )
         finally:
-            self.remove_callback(event.set)
+            self.remove_callback(bell.release)
 
     async def wait_async(self) -> None:
         """Wait for it on asyncio or trio."""
@@ -176,6 +205,8 @@ class Staging:
         Raises:
             TimeoutError: it took longer.
         """
+        if not self._completion.done():
+            _check_may_block()
         if not self._completion.wait(timeout):
             raise TimeoutError(f"the state was not staged within {timeout} s")
         self._completion.get()
@@ -237,6 +268,8 @@ class PendingWrite:
             TimeoutError: it took longer; the save goes on.
             LimpetError: the save failed.
         """
+        if not self._completion.done():
+            _check_may_block()
         if not self._completion.wait(timeout):
             raise TimeoutError(f"{self!r} did not end within {timeout} s; it goes on")
         self._seen = True
@@ -260,3 +293,55 @@ class PendingWrite:
         if self._completion.error is not None:
             return f"failed: {type(self._completion.error).__name__}"
         return str(self._completion.get().outcome)
+
+
+class Unseen:
+    """The saves that failed and whose error nobody has looked at yet; for use from several threads.
+
+    Attributes:
+        warned_in_a_row: how many warnings were given in place of errors since the last save that went well.
+    """
+
+    def __init__(self) -> None:
+        self.warned_in_a_row = 0
+        self._failed: deque[PendingWrite] = deque()
+        self._last: BaseException | None = None
+
+    def watch(self, handle: PendingWrite) -> None:
+        """Note ``handle`` if it fails."""
+        # Weak: whoever settles a handle holds it, and it must not keep itself alive through its own callback.
+        reference = weakref.ref(handle)
+
+        def settled() -> None:
+            handle = reference()
+            if handle is None:
+                return
+            if handle._completion.error is None:
+                self.warned_in_a_row = 0
+            else:
+                self._failed.append(handle)
+
+        handle._completion.add_callback(settled)
+
+    def take(self, but: PendingWrite | None = None) -> PendingWrite | None:
+        """The oldest one, ``but`` apart; it counts as looked at from now on."""
+        for handle in list(self._failed):
+            if handle is but:
+                continue
+            try:
+                self._failed.remove(handle)
+            except ValueError:  # another thread was faster
+                continue
+            if not handle._seen and handle._completion.error is not self._last:
+                handle._seen = True
+                self._last = handle._completion.error
+                return handle
+        return None
+
+    def take_all(self) -> list[PendingWrite]:
+        """All of them, the oldest first."""
+        return list(iter(self.take, None))
+
+    def saw(self, error: BaseException) -> None:
+        """The caller was given ``error``: every save that fails with the same one counts as looked at."""
+        self._last = error

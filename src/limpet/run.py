@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +39,7 @@ class Run(Reading):
         self._loop: EngineLoop | None = None
         self._threads: Workers | None = None
         self._closed = False
+        self._children: list[Run] = []
         self._seen: dict[int, Checkpoint] = {}
 
     @property
@@ -53,7 +54,10 @@ class Run(Reading):
 
     def child(self, name: str) -> Run:
         """The run below this one that was written as ``child(name)``."""
-        return Run(self._store.child(child_prefix(name)), allow_pickle=self._allow_pickle, parent=self)
+        self._engine.check_caller()
+        child = Run(self._store.child(child_prefix(name)), allow_pickle=self._allow_pickle, parent=self)
+        self._children.append(child)
+        return child
 
     def close(self) -> None:
         """Release threads and connections. Idempotent."""
@@ -87,15 +91,20 @@ class Run(Reading):
         loop, self._loop = self._loop, None
         if loop is None or self._parent is not None or loop.forked:
             return
-        yield from self._call_on(loop)
+        for store in self._stores():
+            closing = loop.call(store.close)
+            yield Wait(closing)
+            closing.get()
         loop.stop()
         if self._threads is not None:
             self._threads.close()
 
-    def _call_on(self, loop: EngineLoop) -> Operation[None]:
-        closing = loop.call(self._store.close)
-        yield Wait(closing)
-        closing.get()
+    def _stores(self) -> Iterator[Store]:
+        """Those of the children first: they share what the last one to close ends."""
+        for child in self._children:
+            child._closed = True
+            yield from child._stores()
+        yield self._store
 
     def _ready(self) -> Operation[None]:
         self._engine.check_caller()

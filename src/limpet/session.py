@@ -8,21 +8,24 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from limpet.engine.log import Timing
 from limpet.engine.memory import default_limit_bytes
 from limpet.engine.opening import View, claim_root
 from limpet.engine.save import OnBusy, SaveQueue
 from limpet.engine.slots import MemoryBudget, SlotPool
 from limpet.engine.staging import Copier
 from limpet.engine.writer import RunWriter, WriterSettings
-from limpet.errors import HeldError, StoreError
-from limpet.events import Event, Hook, Opened
+from limpet.errors import HeldError, StoreError, UsageError
+from limpet.events import Event, Hook, Opened, Retried
 from limpet.format.retention import Policy
-from limpet.loop import EngineLoop, ExitGuard, Operation, Wait
+from limpet.loop import EngineLoop, ExitGuard, Operation, Wait, drive, insist
+from limpet.pending import Unseen
 from limpet.stores.base import Store
+from limpet.stores.retry import Retrying
 from limpet.types import CheckpointInfo
 from limpet.workers import Workers
 
@@ -30,6 +33,9 @@ __all__ = ["Session", "SessionSettings"]
 
 _EXIT_SECONDS = 300.0
 _STOP_SECONDS = 20.0
+_GOODBYE_SECONDS = 10.0
+_LATE_STOP_SECONDS = 0.2
+"""For each step of ending, once the store has shown that it does not answer."""
 _LATE = "late"
 
 
@@ -48,6 +54,7 @@ class SessionSettings:
     name: str = ""
     note: Mapping[str, Any] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
+    timing: Timing = field(default_factory=Timing)
 
 
 class Threads:
@@ -63,10 +70,10 @@ class Threads:
         self.niced.start()
         self.urgent.start()
 
-    def close(self) -> None:
-        self.loop.stop()
-        self.niced.close()
-        self.urgent.close()
+    def close(self, timeout_seconds: float) -> None:
+        self.loop.stop(timeout_seconds)
+        self.niced.close(timeout_seconds)
+        self.urgent.close(timeout_seconds)
         self.copier.close()
 
 
@@ -77,16 +84,24 @@ class Session:
         store: its root.
         settings: plain data.
         parent: the session whose loop, threads and memory it shares, for a child run.
+
+    Attributes:
+        unseen: failed saves that nobody has looked at.
+        before_drain: hands in what was held back, when it is drained at the program's end.
     """
 
     def __init__(self, store: Store, settings: SessionSettings, parent: Session | None = None) -> None:
         self.store = store
         self.settings = settings
-        self._own_threads = parent is None
+        self._parent = parent
+        self._children: list[Session] = []
         self.threads: Threads = Threads(settings.memory_limit) if parent is None else parent.threads
         self.loop = self.threads.loop
         self.pool = SlotPool(settings.buffers, self.threads.budget)
         self.queue = SaveQueue(self.pool, settings.on_busy, self._wake)
+        self.threads.budget.watch(self.queue.notify)
+        self.unseen = Unseen()
+        self.before_drain: Callable[[], None] = lambda: None
         self.writer: RunWriter
         self._served = threading.Event()
         self._locked = False
@@ -104,15 +119,27 @@ class Session:
         try:
             yield Wait(opening, shielded=True)
             opening.get()
+        except GeneratorExit:
+            self._end_threads(_LATE_STOP_SECONDS)
+            raise
         except BaseException:
-            self._release(opening.error is not None)
+            try:
+                yield from self._stop(_STOP_SECONDS) if opening.error is None else self._release(_STOP_SECONDS)
+            finally:
+                self._end_threads(_LATE_STOP_SECONDS)
             raise
         self.loop.call(self._serve)
-        if self._own_threads:
+        if self._parent is not None:
+            self._parent._children.append(self)
+        else:
             self._guard = ExitGuard(self._drain_at_exit)
 
     async def _open(self) -> None:
         settings = self.settings
+        if isinstance(self.store, Retrying):
+            self.store.on_retry = lambda operation, key, error, attempt: self.emit(
+                Retried(operation, key, attempt, error)
+            )
         await self.store.prepare()
         try:
             self.store.acquire_writer_lock(settings.owner)
@@ -120,7 +147,7 @@ class Session:
         except HeldError:
             if not settings.takeover:
                 raise
-        marker = await claim_root(self.store, settings.name)
+        marker = await claim_root(self.store, settings.name, settings.timing)
         self.writer = RunWriter(
             self.store,
             WriterSettings(
@@ -130,6 +157,7 @@ class Session:
                 retain=settings.retain,
                 compression=settings.compression,
                 note=dict(settings.note),
+                timing=settings.timing,
             ),
             self.queue,
             niced=self.threads.niced,
@@ -167,24 +195,54 @@ class Session:
     def close(self, timeout_seconds: float | None) -> Operation[list[str]]:
         """Commit what was accepted, leave the run in good order, and end every thread.
 
+        A task's cancellation is delivered when that is done; an interrupt from the keyboard ends it at once.
+
         Returns:
             What was not committed, one text a save.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        lost: list[str] = []
+        interrupted: BaseException | None = None
         try:
-            yield from self._drain(deadline)
+            interrupted = yield from self._drain_whatever_comes(deadline)
+        except GeneratorExit:  # thrown away: it may not wait any more
+            self._end_threads(_LATE_STOP_SECONDS)
+            raise
+        except BaseException as error:  # from the keyboard
+            interrupted = error
+        self.queue.hurry()
+        lost = [repr(save.handle) for save in self.queue.unfinished()]
+        if lost:
+            self.queue.close(StoreError("the save was not committed before the deadline of close().", kind=_LATE))
+        patience = _LATE_STOP_SECONDS if lost else _STOP_SECONDS
+        try:
+            cancelled = yield from self._stop(patience)
         finally:
-            self.queue.hurry()
-            lost = [repr(save.handle) for save in self.queue.unfinished()]
-            if lost:
-                self.queue.close(StoreError("the save was not committed before the deadline of close().", kind=_LATE))
-        stopping = self.loop.call(self.writer.stop)
-        yield Wait(stopping, timeout_seconds=_STOP_SECONDS, shielded=False)
-        self._released_by_close()
+            self._end_threads(patience)
+        late = interrupted or cancelled
+        if late is not None:
+            raise late
         return lost
 
-    def _drain(self, deadline: float | None) -> Operation[None]:
+    def _drain_whatever_comes(self, deadline: float | None) -> Operation[BaseException | None]:
+        """Drain; returns the cancellation that came meanwhile."""
+        cancelled: BaseException | None = None
+        while True:
+            try:
+                yield from self._drain(deadline, shielded=True)
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                raise
+            except BaseException as error:  # asyncio's Task.cancel()
+                cancelled = error
+            else:
+                return cancelled
+
+    def _stop(self, patience: float) -> Operation[BaseException | None]:
+        """End the writer, and let go of the store; returns the cancellation that came meanwhile."""
+        stopping = self.loop.call(self.writer.stop, min(patience, _GOODBYE_SECONDS))
+        cancelled = yield from insist(Wait(stopping, timeout_seconds=patience, shielded=True))
+        return (yield from self._release(patience)) or cancelled
+
+    def _drain(self, deadline: float | None, *, shielded: bool = False) -> Operation[None]:
         self.queue.hurry()
         while not self.queue.idle():
             changed = self.queue.changed()
@@ -193,7 +251,7 @@ class Session:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
-            yield Wait(changed, timeout_seconds=left)
+            yield Wait(changed, timeout_seconds=left, shielded=shielded, interruptible=True)
 
     def wait_idle(self, timeout_seconds: float | None) -> Operation[bool]:
         """Wait until nothing accepted is unfinished; whether that came to pass in time."""
@@ -205,33 +263,46 @@ class Session:
             self.queue.hurry(False)
         return self.queue.idle()
 
-    def _released_by_close(self) -> None:
-        self._release(False)
-        if self._guard is not None:
-            self._guard.release()
-
-    def _release(self, _failed: bool) -> None:
+    def _release(self, patience: float) -> Operation[BaseException | None]:
+        """Let go of the store; returns the cancellation that came meanwhile."""
         if self._locked:
             self.store.release_writer_lock()
             self._locked = False
+        return (yield from insist(Wait(self.loop.call(self.store.close), timeout_seconds=patience, shielded=True)))
+
+    def _end_threads(self, patience: float) -> None:
+        """End what this session has of its own. Idempotent."""
+        self.queue.close(UsageError("the checkpointer is closed.", hint="Open a new one.", kind="closed"))
+        self.threads.budget.unwatch(self.queue.notify)
         self.pool.close()
-        closing = self.loop.call(self.store.close)
-        closing.wait(_STOP_SECONDS)
-        if self._own_threads:
-            self.threads.close()
+        if self._parent is None:
+            self.threads.close(min(patience, 5.0))
+        elif self in self._parent._children:
+            self._parent._children.remove(self)
+        if self._guard is not None:
+            self._guard.release()
 
     def _drain_at_exit(self) -> str:
-        from limpet.loop import drive
-
         if self.loop.forked:
             return ""
-        lost = drive(self.close(_EXIT_SECONDS))
+        sessions = [*self._children, self]
+        lost: list[str] = []
+        for session in sessions:
+            session.before_drain()
+            lost += drive(session.close(_EXIT_SECONDS))
+        for session in sessions:
+            lost += [f"{handle!r} ({handle._completion.error})" for handle in session.unseen.take_all()]
         return f"limpet: {self.store.url}: not committed at the end of the program: {', '.join(lost)}" if lost else ""
 
     @property
     def committed(self) -> tuple[CheckpointInfo, ...]:
         """The live checkpoints, oldest first; read without a lock from any thread."""
         return self.writer.committed
+
+    def tell(self, event: Event) -> None:
+        """Tell the hooks, from any thread."""
+        if self.settings.hooks:
+            self.loop.call_soon(self.emit, event)
 
     def emit(self, event: Event) -> None:
         """Tell the hooks; on the loop."""
@@ -246,5 +317,3 @@ class Session:
                 hook(event)
             except Exception as error:  # a hook must never cost a save
                 warnings.warn(f"limpet's hook {hook!r} failed: {error!r}", RuntimeWarning, stacklevel=1)
-
-

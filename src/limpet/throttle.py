@@ -53,9 +53,7 @@ class Throttle:
         with self._lock:
             now = self.clock()
             if not forced:
-                verdict = due(
-                    self.every, step=step, now=now, last_step=self._last_step, last_time=self._last_time
-                )
+                verdict = due(self.every, step=step, now=now, last_step=self._last_step, last_time=self._last_time)
                 if not verdict.due:
                     return False
             self._last_step, self._last_time = step, now
@@ -71,16 +69,22 @@ class Throttle:
             held.release()
 
     def may_hold(self) -> bool:
-        """Whether it is worth looking at a throttled state's size: the last one accepted was small."""
+        """Whether it is worth looking at a throttled state's size: the last one looked at was small."""
         return self._size is None or self._size <= HELD_BYTES_MAX
 
     def hold(self, save: Save, draft: Draft, copier: Copier) -> None:
         """Keep a copy of a throttled state, instead of the one before."""
         lease = self._pool.try_lease(draft.plan.slot_bytes)
         if lease is None:
+            draft.discard()
             self.leave_out(save.step)
             return
-        copier.copy(draft, lease)
+        try:
+            copier.copy(draft, lease)
+        except BaseException:
+            lease.release()
+            draft.discard()
+            raise
         save.snapshot = Snapshot(draft, lease)
         with self._lock:
             held, self._held = self._held, save
@@ -88,10 +92,18 @@ class Throttle:
         if held is not None:
             held.release()
 
-    def leave_out(self, step: int | None) -> None:
-        """A throttled state was not kept."""
+    def leave_out(self, step: int | None, nbytes: int | None = None) -> None:
+        """A throttled state was not kept; it had ``nbytes``, if anybody looked."""
         with self._lock:
             self.left_out, self.any_left_out = step, True
+            self._size = self._size if nbytes is None else nbytes
+
+    def close(self) -> None:
+        """Forget the memory; what is still held goes too."""
+        held = self.take_held()
+        if held is not None:
+            held.release()
+        self._pool.close()
 
     def take_held(self) -> Save | None:
         """The throttled state that is still newer than everything accepted, to be committed at close."""

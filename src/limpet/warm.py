@@ -9,7 +9,7 @@ from typing import Any
 from limpet.engine.opening import View, fresh_view
 from limpet.engine.reader import Reader
 from limpet.errors import NotFoundError, UsageError
-from limpet.loop import EngineLoop, Operation
+from limpet.loop import EngineLoop, Operation, Wait, insist
 from limpet.reading import Reading, Wanted
 from limpet.stores.retry import Retrying
 from limpet.stores.urls import open_store
@@ -17,6 +17,8 @@ from limpet.types import CheckpointInfo
 from limpet.workers import Workers
 
 __all__ = ["WarmStart", "parse_start"]
+
+_END_SECONDS = 5.0
 
 
 def parse_start(text: str) -> tuple[str, int | None]:
@@ -28,7 +30,7 @@ def parse_start(text: str) -> tuple[str, int | None]:
     url, mark, step = text.rpartition("@")
     if not mark or "/" in step:
         return text, None
-    if not step.isdigit() or not url:
+    if not (step.isascii() and step.isdigit()) or not url:
         raise UsageError(f"start_from={text!r}: {step!r} is not a step.", hint="Write url@step, such as runs/41@5000.")
     return url, int(step)
 
@@ -60,6 +62,10 @@ class WarmStart(Reading):
                 f"start_from={self._store.url}: nothing was ever committed there.", hint="Name a run that has states."
             )
         return found
+
+    def end(self) -> Operation[None]:
+        """Release the other run's store, while the loop still runs."""
+        yield from insist(Wait(self._engine.call(self._store.close), timeout_seconds=_END_SECONDS, shielded=True))
 
     def _ready(self) -> Operation[None]:
         return (yield from self._owner._ready())

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import anyio
@@ -168,6 +169,7 @@ class Log:
         head: the newest record that this writer knows to be in the log.
         epoch: of this writer.
         on_adopted: told when an earlier, unclear try of ours turns out to be in the log.
+        on_retry: told of every failed create that is sent again: operation, key, number of the attempt, error.
         stopped: set for good once a newer writer was met, or a record's durability was lost.
     """
 
@@ -182,6 +184,7 @@ class Log:
     quarantined: tuple[int, ...] = ()
     stopped: LimpetError | None = None
     on_adopted: Callable[[Record], None] = lambda _: None
+    on_retry: Callable[[str, str, int, BaseException], None] = lambda *_: None
     _unsettled: set[str] = field(default_factory=set)
 
     @classmethod
@@ -288,7 +291,7 @@ class Log:
         delay = 0.05
         # Noted before it is sent: whatever ends this call, a cancellation too, the create may still land.
         self._unsettled.add(record.nonce)
-        while True:
+        for attempt in count(1):
             last_error: StoreError
             try:
                 await self.store.create(key, data)
@@ -304,8 +307,10 @@ class Log:
                 raise self._unknown(record, last_error) from last_error
             if not last_error.transient and not isinstance(last_error, KeyExistsError):
                 raise last_error
+            self.on_retry("create", key, attempt, last_error)
             await self.timing.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             delay = min(delay * 2, 5.0)
+        raise AssertionError("unreachable")
 
     def _unknown(self, record: Record, cause: StoreError) -> CommitUnknownError:
         error = CommitUnknownError(

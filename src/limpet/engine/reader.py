@@ -21,6 +21,7 @@ from limpet.engine.slots import Bytes8
 from limpet.errors import CorruptError
 from limpet.format import codec
 from limpet.format.manifest import ChunkAt, Manifest, decode_manifest
+from limpet.format.record import Commit
 from limpet.stores.base import Bytes, KeyMissingError, Store
 from limpet.workers import Workers
 
@@ -103,8 +104,16 @@ class Reader:
         commit = checkpoint.record.commit
         if commit is None:
             raise CorruptError(f"log record {checkpoint.record.seq} is live, but commits nothing.")
-        at = commit.manifest
         body = commit.body_bytes()
+        try:
+            manifest = await self._manifest(checkpoint, commit, body)
+        except CorruptError:
+            # A flip on the way is not damage at rest: ask once more.
+            manifest = await self._manifest(checkpoint, commit, body)
+        return Opened(checkpoint, manifest, body)
+
+    async def _manifest(self, checkpoint: Checkpoint, commit: Commit, body: bytes) -> Manifest:
+        at = commit.manifest
         if at.key:
             stored: Bytes = await self._fetch(at.key, at.offset, at.size)
         else:
@@ -115,7 +124,7 @@ class Reader:
         except CorruptError as error:
             error.pack = at.key or None
             raise
-        return Opened(checkpoint, manifest, body)
+        return manifest
 
     async def fill(self, opened: Opened, destinations: dict[int, Bytes8]) -> None:
         """Read the given buffers of a checkpoint into memory.

@@ -34,6 +34,7 @@ class Save:
         called: monotonic time of the call.
         stalled_seconds: how long the caller was held up.
         replaced: saves that this one superseded.
+        place: in the order of the calls, once it was admitted.
         staged_seconds, encoded_seconds, uploaded_seconds: since the call.
     """
 
@@ -50,6 +51,7 @@ class Save:
     encoded_seconds: float = 0.0
     uploaded_seconds: float = 0.0
     replaced: list[Save] = field(default_factory=list)
+    place: int = 0
 
     @property
     def step(self) -> int | None:
@@ -123,16 +125,19 @@ class SaveQueue:
         self._lock = threading.Lock()
         self._waiting: deque[Save] = deque()
         self._active: list[Save] = []
-        self._staging = 0
+        self._staging: list[Save] = []
+        self._line: deque[Save] = deque()
+        self._admitted = 0
         self._watchers: list[Completion[None]] = []
         self._engine_will_look = False
         self.closed_by: BaseException | None = None
         self.hurried = False
 
     def admit_nowait(self, save: Save, nbytes: int) -> Lease | Literal["skip"] | None:
-        """A lease for ``save``, ``"skip"``, or ``None`` if it must wait until something ``changed``.
+        """A lease for ``save``, ``"skip"``, or ``None`` if it must wait in line until something ``changed``.
 
-        If it takes the place of one that still waits, that one is claimed here, in the same step.
+        Whoever waits must try again, or ``leave``. If ``save`` takes the place of one that still waits to be written,
+        that one is claimed here, in the same step: it is given up only for a lease.
 
         Raises:
             BaseException: what the queue was closed with.
@@ -140,41 +145,61 @@ class SaveQueue:
         with self._lock:
             if self.closed_by is not None:
                 raise self.closed_by
-            lease = self._pool.try_lease(nbytes)
-            while lease is None:
-                if not save.supersedable or self._on_busy == "wait":
-                    return None
-                if self._on_busy == "skip":
+            first = not self._line or self._line[0] is save
+            lease, claimed = self._lease_for(save, nbytes) if first else (None, [])
+            if lease is None:
+                if self._on_busy == "skip" and save.supersedable:
                     return "skip"
-                victim = self._claim_victim()
-                if victim is None:
-                    return None
-                victim.release()
-                save.take_over(victim)
-                lease = self._pool.try_lease(nbytes)
-            self._staging += 1
-            return lease
+                if save not in self._line:
+                    self._line.append(save)
+                return None
+            if self._line:
+                self._line.popleft()
+            others_wait = bool(self._line)
+            self._join(save)
+            self._staging.append(save)
+        for older in claimed:
+            older.release()
+            save.take_over(older)
+        if others_wait:
+            self.notify()
+        return lease
+
+    def leave(self, save: Save) -> None:
+        """``save``, which was not admitted, does not wait in line any more."""
+        with self._lock:
+            if save not in self._line:
+                return
+            self._line.remove(save)
+        self.notify()
 
     def push(self, save: Save, *, admitted: bool = True) -> None:
-        """Hand a staged save to the engine. Saves are written and committed in the order of these calls."""
+        """Hand a staged save to the engine. Saves are written and committed in the order they were admitted in."""
         with self._lock:
-            self._staging -= admitted
+            if admitted:
+                self._staging.remove(save)
+            else:
+                self._join(save)
             closed_by = self.closed_by
             if closed_by is None:
                 save.handle.phase = Phase.WAITING
-                self._waiting.append(save)
+                self._insert(save)
             wake = not (self._engine_will_look and save.paced)
+            watched = bool(self._watchers)
         if closed_by is not None:
             save.fail(closed_by)
         elif wake:
             self._wake(save.urgent)
+        if watched:  # a call that waits in line may supersede this one now
+            self.notify()
 
     def abandon(self, save: Save, error: BaseException) -> None:
         """The staging of an admitted save failed in its caller."""
         with self._lock:
-            self._staging -= 1
+            self._staging.remove(save)
         save.fail(error)
         self.notify()
+        self._wake(True)
 
     def start_nowait(self, wait_seconds: Callable[[], float]) -> Save | float | None:
         """The next save to write; or how many seconds its pacing asks for; or ``None`` if there is nothing to start.
@@ -188,6 +213,9 @@ class SaveQueue:
                 self._engine_will_look = bool(self._waiting)
                 return None
             save = self._waiting[0]
+            if self._staging and self._staging[0].place < save.place:
+                self._engine_will_look = False  # the one before it is still being copied: its push wakes the engine
+                return None
             urgent = self.hurried or any(not waiting.paced for waiting in self._waiting)
             delay = 0.0 if urgent else wait_seconds()
             if delay > 0:
@@ -245,10 +273,31 @@ class SaveQueue:
         for watcher in watchers:
             watcher.set_result(None)
 
-    def _claim_victim(self) -> Save | None:
-        """The newest waiting save that may be replaced; it leaves the queue."""
-        for save in reversed(self._waiting):
-            if save.supersedable:
-                self._waiting.remove(save)
-                return save
-        return None
+    def _join(self, save: Save) -> None:
+        self._admitted += 1
+        save.place = self._admitted
+
+    def _insert(self, save: Save) -> None:
+        index = len(self._waiting)
+        while index and self._waiting[index - 1].place > save.place:
+            index -= 1
+        self._waiting.insert(index, save)
+
+    def _lease_for(self, save: Save, nbytes: int) -> tuple[Lease | None, list[Save]]:
+        """A lease, and the waiting saves whose place it takes, the newest first; they have left the queue."""
+        lease = self._pool.try_lease(nbytes)
+        if lease is not None or not save.supersedable or self._on_busy != "supersede":
+            return lease, []
+        claimed: list[Save] = []
+        leases: list[Lease] = []
+        for older in reversed(self._waiting):
+            if not older.supersedable or older.snapshot is None:
+                continue
+            claimed.append(older)
+            leases.append(older.snapshot.lease)
+            lease = self._pool.try_lease(nbytes, instead_of=leases)
+            if lease is not None:
+                for one in claimed:
+                    self._waiting.remove(one)
+                return lease, claimed
+        return None, []

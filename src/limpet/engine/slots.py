@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import threading
 import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -82,12 +83,16 @@ class Lease:
         """Give the slot back. Idempotent."""
         if self._released:
             return
-        self._released = True
         lent = any(reference() is not None for reference in self._borrowed)
+        slot = self._slot
+        self._end()
+        self._pool._give_back(slot, reusable=not lent)
+
+    def _end(self) -> None:
+        self._released = True
         self._borrowed.clear()
         self.memory = _EMPTY
-        slot, self._slot = self._slot, None
-        self._pool._give_back(slot, reusable=not lent)
+        self._slot = None
 
 
 _EMPTY: Bytes8 = np.empty(0, dtype=np.uint8)
@@ -100,19 +105,41 @@ class MemoryBudget:
         self.limit_bytes = limit_bytes
         self._leased_bytes = 0
         self._lock = threading.Lock()
+        self._watchers: tuple[Callable[[], None], ...] = ()
 
-    def try_take(self, nbytes: int) -> bool:
-        """Take ``nbytes`` if they fit beside what is taken already; the first one only has to fit alone."""
+    def try_take(self, nbytes: int, giving_back: int = 0) -> bool:
+        """Take ``nbytes`` if they fit beside what is taken already; the first one only has to fit alone.
+
+        Args:
+            nbytes: how many.
+            giving_back: bytes that are given back in the same step, if they fit.
+        """
         with self._lock:
-            if self._leased_bytes and self._leased_bytes + nbytes > self.limit_bytes:
+            others = self._leased_bytes - giving_back
+            if others and others + nbytes > self.limit_bytes:
                 return False
-            self._leased_bytes += nbytes
+            self._leased_bytes = others + nbytes
             return True
 
     def give_back(self, nbytes: int) -> None:
         """Give ``nbytes`` back."""
         with self._lock:
             self._leased_bytes -= nbytes
+
+    def watch(self, freed: Callable[[], None]) -> None:
+        """Call ``freed()`` whenever a pool has given memory back: another pool's callers may wait for it."""
+        with self._lock:
+            self._watchers = (*self._watchers, freed)
+
+    def unwatch(self, freed: Callable[[], None]) -> None:
+        """Forget ``freed``, if it watches."""
+        with self._lock:
+            self._watchers = tuple(watcher for watcher in self._watchers if watcher != freed)
+
+    def tell(self) -> None:
+        """Tell the watchers; without any lock held."""
+        for watcher in self._watchers:
+            watcher()
 
 
 class SlotPool:
@@ -131,19 +158,29 @@ class SlotPool:
         self._lock = threading.Lock()
         self._closed = False
 
-    def try_lease(self, nbytes: int) -> Lease | None:
-        """A lease on ``nbytes`` of memory, or ``None`` while none is free or they do not fit beside the others."""
+    def try_lease(self, nbytes: int, instead_of: Sequence[Lease] = ()) -> Lease | None:
+        """A lease on ``nbytes`` of memory, or ``None`` while none is free or they do not fit beside the others.
+
+        Args:
+            nbytes: how many.
+            instead_of: leases that nobody reads from: they end in the same step, or, if that gives no room, go on.
+        """
         with self._lock:
-            if self._leased >= self.count:
+            if self._leased - len(instead_of) >= self.count:
                 return None
-            if nbytes <= _TINY:
-                self._leased += 1
-                return Lease(self, None, np.empty(nbytes, dtype=np.uint8))
-            slot = self._take(nbytes)
-            if slot is None:
-                return None
-            self._leased += 1
-            return Lease(self, slot, slot.array[:nbytes])
+            returned = [lease._slot for lease in instead_of if lease._slot is not None]
+            slot = None
+            if nbytes > _TINY:
+                slot = self._take(nbytes, returned)
+                if slot is None:
+                    return None
+            else:
+                self._budget.give_back(sum(old.nbytes for old in returned))
+            for lease in instead_of:
+                lease._end()
+            self._free += [old for old in returned if old is not slot and not self._closed]
+            self._leased += 1 - len(instead_of)
+            return Lease(self, slot, np.empty(nbytes, dtype=np.uint8) if slot is None else slot.array[:nbytes])
 
     def fits(self, nbytes: int) -> bool:
         """Whether ``nbytes`` can ever be leased."""
@@ -170,22 +207,26 @@ class SlotPool:
             self._closed = True
             self._free.clear()
 
-    def _take(self, nbytes: int) -> _Slot | None:
-        """The smallest free slot that fits, else a new one; those that are too small make room for it."""
-        fitting = [slot for slot in self._free if slot.nbytes >= nbytes]
-        if fitting:
-            slot = min(fitting, key=lambda slot: slot.nbytes)
-            self._free.remove(slot)
-            slot.small_leases = slot.small_leases + 1 if nbytes < slot.nbytes // 4 else 0
-            if slot.small_leases < _SHRINK_AFTER:
-                if self._budget.try_take(slot.nbytes):
-                    return slot
-                self._free.append(slot)
+    def _take(self, nbytes: int, returned: Sequence[_Slot]) -> _Slot | None:
+        """The smallest slot that fits, of the free ones and those ``returned``, else a new one."""
+        room = sum(slot.nbytes for slot in returned)
+        slot = min(
+            (slot for slot in (*self._free, *returned) if slot.nbytes >= nbytes),
+            key=lambda slot: slot.nbytes,
+            default=None,
+        )
+        rarely_full = 0 if slot is None or nbytes >= slot.nbytes // 4 else slot.small_leases + 1
+        if slot is None or rarely_full >= _SHRINK_AFTER:
+            if not self._budget.try_take(_whole_pages(nbytes), room):
                 return None
-        else:
-            self._free.clear()
-        needed = _whole_pages(nbytes)
-        return _Slot(needed) if self._budget.try_take(needed) else None
+            # Those that are too small make room for it; one that was too large for long goes.
+            self._free = [] if slot is None else [free for free in self._free if free is not slot]
+            return _Slot(_whole_pages(nbytes))
+        if not self._budget.try_take(slot.nbytes, room):
+            return None
+        slot.small_leases = rarely_full
+        self._free = [free for free in self._free if free is not slot]
+        return slot
 
     def _give_back(self, slot: _Slot | None, *, reusable: bool) -> None:
         with self._lock:
@@ -195,3 +236,4 @@ class SlotPool:
             self._budget.give_back(slot.nbytes)
             if reusable and not self._closed:
                 self._free.append(slot)
+        self._budget.tell()

@@ -21,7 +21,7 @@ from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, pl
 from limpet.format.tree import Buffer, FileSlice, FlatTree
 from limpet.workers import Workers
 
-__all__ = ["Copier", "Draft", "Snapshot"]
+__all__ = ["Copier", "Draft", "Snapshot", "detach_small"]
 
 _PIECE_BYTES = 8 << 20
 _PARALLEL_FROM_BYTES = 4 << 20
@@ -44,17 +44,22 @@ class Draft:
 
     def detach_small(self) -> None:
         """Copy every small buffer that its owner may change, so that only big ones still belong to the caller."""
-        for buffer in self.tree.buffers:
-            if not buffer.immutable and buffer.nbytes < SHARED_BYTES and not isinstance(buffer.data, FileSlice):
-                copy = np.empty(buffer.nbytes, dtype=np.uint8)
-                buffer.copy_into(copy)
-                buffer.data = copy
-                buffer.immutable = True
+        detach_small(self.tree)
 
     def discard(self) -> None:
         """Free what the draft holds on disk."""
         if self.spool is not None:
             self.spool.close()
+
+
+def detach_small(tree: FlatTree) -> None:
+    """Copy every small buffer of ``tree`` that its owner may change. Idempotent."""
+    for buffer in tree.buffers:
+        if not buffer.immutable and buffer.nbytes < SHARED_BYTES and not isinstance(buffer.data, FileSlice):
+            copy = np.empty(buffer.nbytes, dtype=np.uint8)
+            buffer.copy_into(copy)
+            buffer.data = copy
+            buffer.immutable = True
 
 
 def _stays(buffer: Buffer) -> bool:

@@ -41,7 +41,6 @@ __all__ = ["RunWriter", "WriterSettings"]
 _IN_FLIGHT_BYTES = 96 << 20
 _MAX_LAG_SECONDS = 30.0
 """A save older than this is encoded at full priority."""
-_CLOSE_RECORD_SECONDS = 10.0
 _SWEEP_AGAIN_SECONDS = 60.0
 
 
@@ -127,6 +126,7 @@ class RunWriter:
             note=settings.note,
         )
         self.log.on_adopted = self._apply
+        self.log.on_retry = self._retried
         self.policy = retention.from_json(self.log.head.retain)
         checkpoints, damaged = await load_checkpoints(self._store, self.log.head)
         self.live.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in checkpoints}
@@ -150,8 +150,11 @@ class RunWriter:
             index=self._index,
             workers=self._workers_for,
             make_room=self._make_room,
-            on_retry=lambda operation, key, attempt, error: self._emit(Retried(operation, key, attempt, error)),
+            on_retry=self._retried,
         )
+
+    def _retried(self, operation: str, key: str, attempt: int, error: BaseException) -> None:
+        self._emit(Retried(operation, key, attempt, error))
 
     async def _build_index(self, newest: Sequence[Checkpoint]) -> None:
         """Offer the chunks of the newest checkpoints whose packs a listing shows, whole."""
@@ -354,14 +357,14 @@ class RunWriter:
         """A pack was found damaged or missing: the next save writes its chunks anew."""
         self._index.discard_pack(pack)
 
-    async def stop(self) -> None:
-        """Cancel what is still being written, say goodbye in the log, sweep, and end ``serve``."""
+    async def stop(self, goodbye_seconds: float) -> None:
+        """Cancel what is still being written, say goodbye in the log within that long, sweep, and end ``serve``."""
         for scope in list(self._scopes):
             scope.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self.log.stopped is None:
-            with anyio.move_on_after(_CLOSE_RECORD_SECONDS, shield=True):
+            with anyio.move_on_after(goodbye_seconds, shield=True):
                 try:
                     await self._append(lambda base: msgspec.structs.replace(base, kind="close"))
                     await self._sweep(graceful=True, closing=True)

@@ -8,6 +8,7 @@ checked against each other here, before anyone allocates a byte because of them.
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import blake3
@@ -86,6 +87,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     packs: list[str]
 
 
+class _Coders(threading.local):
+    """zstd's contexts are costly to make and not thread-safe: one a thread."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+
+
+_coders = _Coders()
+
+
 class _Version(msgspec.Struct):
     version: int
 
@@ -104,7 +115,7 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, str]:
     plain = _encoder.encode(manifest)
     if len(plain) > MANIFEST_BYTES_MAX:
         raise ValueError(f"the manifest has {len(plain)} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
-    stored = zstandard.ZstdCompressor(level=_LEVEL).compress(plain)
+    stored = _coders.compressor.compress(plain)
     return stored, blake3.blake3(stored).hexdigest()
 
 

@@ -197,6 +197,8 @@ def _commit_problem(commit: Commit) -> str:
     sizes = {use.key: use.size for use in commit.packs}
     if len(sizes) != len(commit.packs) or any(parse_pack_key(key) is None for key in sizes):
         return "a pack's key is not one"
+    if any(size < 0 for size in sizes.values()):
+        return "a pack of negative size"
     if at.key and at.offset + at.size > sizes.get(at.key, -1):
         return "the manifest lies outside its pack"
     return ""

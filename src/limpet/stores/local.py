@@ -140,6 +140,9 @@ class LocalStore:
             StoreError: kind ``access`` if the folder is not writable.
         """
         await self._run(self._lanes.control, self._prepare)
+        # A drain at the program's end cannot start a thread any more (CPython 3.12 refuses it).
+        self._lanes.data.start()
+        self._lanes.reads.start()
 
     def acquire_writer_lock(self, owner: str) -> None:
         """See ``Store.acquire_writer_lock``. Temporary files of writers that died are removed on the way."""

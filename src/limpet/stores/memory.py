@@ -84,9 +84,11 @@ class MemoryStore:
 
     async def create(self, key: str, data: bytes) -> None:
         """See ``Store.create``."""
+        path = self._at(key)
         with self._space.lock:
-            if self._space.objects.setdefault(self._at(key), kept := bytes(data)) is not kept:
+            if path in self._space.objects:
                 raise KeyExistsError(f"{key} exists in {self.url}")
+            self._space.objects[path] = bytes(data)
 
     async def settle(self, key: str) -> None:
         """See ``Store.settle``: memory has nothing to settle."""

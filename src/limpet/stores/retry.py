@@ -66,7 +66,7 @@ class Retrying:
         sleep: waits for so many seconds.
         clock: monotonic seconds.
         jitter: random numbers in [0, 1).
-        on_retry: told of every retry before its wait.
+        on_retry: told of every retry before its wait; may be set later.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Retrying:
         self._sleep = sleep
         self._clock = clock
         self._jitter = jitter
-        self._on_retry = on_retry
+        self.on_retry = on_retry
 
     def __repr__(self) -> str:
         return f"Retrying({self.store!r})"
@@ -151,7 +151,7 @@ class Retrying:
             sleep=self._sleep,
             clock=self._clock,
             jitter=self._jitter,
-            on_retry=self._on_retry,
+            on_retry=self.on_retry,
         )
 
     async def close(self) -> None:
@@ -169,7 +169,7 @@ class Retrying:
                 delay = next(delays)
                 if not error.transient or self._clock() + delay > deadline:
                     raise
-                if self._on_retry is not None:
-                    self._on_retry(operation, key, error, attempt)
+                if self.on_retry is not None:
+                    self.on_retry(operation, key, error, attempt)
             await self._sleep(delay)
             attempt += 1

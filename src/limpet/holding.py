@@ -1,0 +1,308 @@
+"""A writer's hold on a run: when it is opened and closed, and which failures nobody has looked at yet."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+
+from limpet.engine.log import Timing
+from limpet.engine.opening import View
+from limpet.engine.reader import Reader
+from limpet.engine.save import Save
+from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
+from limpet.events import Event
+from limpet.finding import Source
+from limpet.loop import EngineLoop, Operation, Wait, insist
+from limpet.pending import Completion, PendingWrite
+from limpet.reading import Reading
+from limpet.session import Session, SessionSettings
+from limpet.settings import Settings
+from limpet.stores.base import Store
+from limpet.throttle import Throttle
+from limpet.types import CheckpointInfo
+from limpet.version import library
+from limpet.warm import WarmStart
+from limpet.workers import Workers
+
+__all__ = ["Holding"]
+
+_WARNINGS_IN_A_ROW = 5
+
+
+class Holding(Reading):
+    """What is behind a ``Checkpointer`` before and after its writes.
+
+    Args:
+        store: the root; it is contacted at the first call.
+        settings: validated.
+        name: of a child run.
+        parent: of a child run.
+        reopen: a store like ``store``, for the next try after one that failed: that closes what it had.
+    """
+
+    _timing = Timing()
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        name: str = "",
+        parent: Holding | None = None,
+        reopen: Callable[[], Store] | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._name = name
+        self._parent = parent
+        self._reopen = reopen
+        self._allow_pickle = settings.allow_pickle
+        self._children: list[Holding] = []
+        self._session: Session | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        self._opening = threading.Lock()
+        self._opened: Completion[None] | None = None
+        self._throttle = Throttle(settings.every)
+        self._lazy: Completion[None] | None = None
+        self._warm: WarmStart | None = None
+        self._last_committed: tuple[CheckpointInfo, ...] = ()
+
+    @property
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise self._closed_error()
+        return self._session
+
+    @property
+    def _engine(self) -> EngineLoop:
+        return self._open_session.loop
+
+    @property
+    def _reader(self) -> Reader:
+        return self._open_session.writer.reader
+
+    @property
+    def _workers(self) -> Workers:
+        return self._open_session.threads.urgent
+
+    @property
+    def _where(self) -> str:
+        return self._store.url
+
+    def _found_damaged(self, error: CorruptError) -> None:
+        session = self._open_session
+        if error.pack is not None:
+            session.loop.call_soon(session.writer.discard, error.pack)
+
+    def _tell(self, event: Event) -> None:
+        self._open_session.tell(event)
+
+    def _fallback_source(self) -> Source | None:
+        start_from = self._settings.start_from
+        if self._warm is None and start_from is not None:
+            self._warm = WarmStart(start_from, self._settings.storage, self)
+        return self._warm
+
+    def _closed_error(self) -> UsageError:
+        return UsageError(f"the checkpointer of {self._store.url} is closed.", hint="Open a new one.", kind="closed")
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "this checkpointer was made in the process that this one was forked from.",
+                hint="Make one of its own in the child.",
+                kind="forked",
+            )
+        if self._session is not None:
+            self._session.loop.check_caller()
+        if self._closed:
+            raise self._closed_error()
+
+    def _ready(self) -> Operation[None]:
+        """Open the run if this is the first call; whoever comes meanwhile waits for that."""
+        while True:
+            self._check_usable()
+            with self._opening:
+                if self._session is not None:
+                    return
+                others = self._opened
+                mine: Completion[None] = Completion()
+                self._opened = others or mine
+            if others is None:
+                yield from self._open(mine)
+                return
+            yield Wait(others)
+
+    def _open(self, opened: Completion[None]) -> Operation[None]:
+        session: Session | None = None
+        try:
+            parent = None
+            if self._parent is not None:
+                yield from self._parent._ready()
+                parent = self._parent._open_session
+            session = Session(self._store, self._session_settings(), parent)
+            yield from session.open()
+        except BaseException:
+            if session is not None and self._reopen is not None:
+                self._store = self._reopen()
+            session = None
+            raise
+        finally:
+            if session is not None:
+                session.before_drain = _committing_what_is_held(self._throttle, session)
+            with self._opening:
+                self._session = session
+                self._opened = None
+            opened.set_result(None)
+
+    def _session_settings(self) -> SessionSettings:
+        settings = self._settings
+        return SessionSettings(
+            owner=settings.owner,
+            library=library(),
+            retain=settings.retain,
+            buffers=settings.buffers,
+            on_busy=settings.on_busy,
+            compression=settings.compression,
+            memory_limit=settings.memory_limit,
+            takeover=settings.takeover,
+            name=self._name,
+            note={"start_from": settings.start_from} if settings.start_from else {},
+            hooks=settings.hooks,
+            timing=self._timing,
+        )
+
+    def _view(self) -> Operation[View]:
+        return (yield from self._call(self._open_session.view_async))
+
+    # Errors that nobody has looked at.
+
+    def _raise_unseen(self, session: Session, current: PendingWrite) -> None:
+        """Raise, or warn of, the failure of an earlier save; ``current`` was staged all the same."""
+        unseen = session.unseen
+        handle = unseen.take(but=current)
+        if handle is None or handle._completion.error is None:
+            return
+        error = handle._completion.error
+        if self._settings.on_error == "warn" and unseen.warned_in_a_row < _WARNINGS_IN_A_ROW:
+            unseen.warned_in_a_row += 1
+            warnings.warn(f"limpet: the save of step {handle.step} failed: {error}", RuntimeWarning, stacklevel=4)
+            return
+        if isinstance(error, LimpetError):
+            error.pending = current
+        raise error
+
+    def _close(self, timeout: float | None) -> Operation[None]:
+        session = yield from self._begin_close()
+        if session is None:
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        problems: list[BaseException] = []
+        for child in self._children:
+            problems += yield from _outcome(child._close(_left(deadline)))
+        if self._lazy is not None:
+            problems += yield from _outcome(insist(Wait(self._lazy, _left(deadline), shielded=True)))
+        session.before_drain()
+        if self._warm is not None:
+            problems += yield from _outcome(self._warm.end())
+        in_a_hurry = any(isinstance(problem, KeyboardInterrupt) for problem in problems)
+        lost: list[str] = []
+
+        def drain() -> Operation[None]:
+            lost.extend((yield from session.close(0.0 if in_a_hurry else _left(deadline))))
+
+        problems += yield from _outcome(drain())
+        self._session = None
+        self._last_committed = session.committed
+        self._throttle.close()
+        self._warn_left_out(session.committed)
+        if lost:
+            problems.append(self._late(lost))
+        _raise_first(problems + _failures(session))
+
+    def _begin_close(self) -> Operation[Session | None]:
+        """Refuse every call from now on; the session to close, if there is one."""
+        while True:
+            if os.getpid() != self._pid:  # threads and store are the parent process's
+                self._closed = True
+                return None
+            with self._opening:
+                if self._closed:
+                    return None
+                if self._session is not None:
+                    self._session.loop.check_caller()
+                opened = self._opened
+                if opened is None:
+                    self._closed = True
+                    return self._session
+            yield Wait(opened, shielded=True)
+
+    def _late(self, lost: list[str]) -> StoreError:
+        return StoreError(
+            f"{self._store.url}: not committed before the deadline of close(): {', '.join(lost)}.",
+            hint="Give close() more time, or save more often.",
+            kind="late",
+        )
+
+    def _warn_left_out(self, committed: tuple[CheckpointInfo, ...]) -> None:
+        if not self._throttle.any_left_out:
+            return
+        durable = committed[-1].step if committed else None
+        warnings.warn(
+            f"limpet: step {self._throttle.left_out} was throttled; durable: {durable}.", RuntimeWarning, stacklevel=4
+        )
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _committing_what_is_held(throttle: Throttle, session: Session) -> Callable[[], None]:
+    """Hands the newest throttled state to the engine. It knows no face: the exit guard must not keep that alive."""
+
+    def commit() -> None:
+        held: Save | None = throttle.take_held()
+        if held is not None:
+            session.unseen.watch(held.handle)
+            session.queue.push(held, admitted=False)
+
+    return commit
+
+
+def _outcome(operation: Operation[object]) -> Operation[list[BaseException]]:
+    """What an operation raised, as a list: what comes after it must happen all the same."""
+    try:
+        cancelled = yield from operation
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        return [error]
+    return [cancelled] if isinstance(cancelled, BaseException) else []
+
+
+def _failures(session: Session) -> list[BaseException]:
+    """The errors of the saves that nobody looked at, but for those that came too late: those are named already."""
+    failures: list[BaseException] = []
+    for handle in session.unseen.take_all():
+        error = handle._completion.error
+        if error is not None and not (isinstance(error, LimpetError) and error.kind == "late"):
+            if isinstance(error, LimpetError):
+                error.pending = handle
+            failures.append(error)
+    return failures
+
+
+def _raise_first(problems: list[BaseException]) -> None:
+    """Raise an interruption, if there is one, else the first error, with a note of each of the others."""
+    if not problems:
+        return
+    interruptions = [problem for problem in problems if not isinstance(problem, Exception)]
+    first = (interruptions or problems)[0]
+    for other in problems:
+        if other is not first:
+            first.add_note(f"limpet: closing met this too: {other}")
+    raise first
