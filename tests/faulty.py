@@ -18,7 +18,7 @@ from limpet.engine.log import Timing
 from limpet.pending import Completion
 from limpet.stores.base import Bytes, Entry, Store
 from limpet.stores.memory import MemoryStore
-from limpet.stores.retry import RetryPolicy, Retrying
+from limpet.stores.retry import Retrying, RetryPolicy
 from limpet.writing import Writing
 
 PATIENCE_SECONDS = 10.0

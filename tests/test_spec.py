@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import msgspec
@@ -539,16 +538,3 @@ def test_the_example_in_the_spec_is_a_record():
     inner = json.loads(block)["record"]
     found = msgspec.convert(inner, record.Record)
     decode_record(encode_record(found)[0], found.seq)
-
-
-@pytest.mark.parametrize("name", ["states.md"])
-def test_the_blocks_of_a_page_run_from_top_to_bottom(name, tmp_path):
-    text = (ROOT / "docs" / name).read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert blocks
-    script = tmp_path / f"states_{uuid.uuid4().hex}.py"
-    script.write_text("\n\n".join(blocks))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr

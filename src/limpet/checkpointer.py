@@ -194,9 +194,7 @@ class Checkpointer(Writing):
         durable: bool = False,
     ) -> PendingWrite:
         """``save`` for coroutines: the event loop is not stalled."""
-        return await drive_async(
-            self._save_path(path, Request(step, meta, pin=pin, durable=durable, off_thread=True))
-        )
+        return await drive_async(self._save_path(path, Request(step, meta, pin=pin, durable=durable, off_thread=True)))
 
     def prewarm(self, state: Any) -> None:
         """Map and touch the buffers for states like ``state``, so that even the first save runs at full speed."""

@@ -40,7 +40,7 @@ class LimpetError(Exception):
         self.hint = hint
         self.kind = kind or self.default_kind
         self.pending: object | None = None
-        """The save that failed, where a later call raises an error nobody had looked at."""
+        """Where a later call raises an error nobody had looked at: what ``write`` accepted all the same, or what failed."""
 
     def __str__(self) -> str:
         if not self.hint:
@@ -90,9 +90,7 @@ class StoreError(LimpetError):
 
     default_kind = "store"
 
-    def __init__(
-        self, message: str, *, hint: str = "", kind: str | None = None, transient: bool = False
-    ) -> None:
+    def __init__(self, message: str, *, hint: str = "", kind: str | None = None, transient: bool = False) -> None:
         super().__init__(message, hint=hint, kind=kind)
         self.transient = transient
 

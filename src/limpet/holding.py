@@ -210,18 +210,15 @@ class Holding(Reading):
         if self._warm is not None:
             problems += yield from _outcome(self._warm.end())
         in_a_hurry = any(isinstance(problem, KeyboardInterrupt) for problem in problems)
-        lost: list[str] = []
-
-        def drain() -> Operation[None]:
-            lost.extend((yield from session.close(0.0 if in_a_hurry else _left(deadline))))
-
-        problems += yield from _outcome(drain())
+        lost, interruption = yield from session.close(0.0 if in_a_hurry else _left(deadline))
         self._session = None
         self._last_committed = session.committed
         self._throttle.close()
         self._warn_left_out(session.committed)
         if lost:
             problems.append(self._late(lost))
+        if interruption is not None:
+            problems.append(interruption)
         _raise_first(problems + _failures(session))
 
     def _begin_close(self) -> Operation[Session | None]:

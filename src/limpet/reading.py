@@ -50,9 +50,13 @@ class Reading(Finding):
         return await drive_async(self._resume(initial, into))
 
     @overload
-    def read(self, *, at: int | CheckpointInfo | None = None, into: T, select: str | None = None) -> T | None: ...
+    def read(
+        self, *, at: int | CheckpointInfo | None = None, into: T, select: str | None = None, strict: bool = False
+    ) -> T | None: ...
     @overload
-    def read(self, *, at: int | CheckpointInfo | None = None, select: str | None = None) -> Any: ...
+    def read(
+        self, *, at: int | CheckpointInfo | None = None, select: str | None = None, strict: bool = False
+    ) -> Any: ...
     def read(
         self,
         *,

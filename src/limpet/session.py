@@ -192,13 +192,12 @@ class Session:
         """The same, on the loop."""
         return self.view()
 
-    def close(self, timeout_seconds: float | None) -> Operation[list[str]]:
+    def close(self, timeout_seconds: float | None) -> Operation[tuple[list[str], BaseException | None]]:
         """Commit what was accepted, leave the run in good order, and end every thread.
 
-        A task's cancellation is delivered when that is done; an interrupt from the keyboard ends it at once.
-
         Returns:
-            What was not committed, one text a save.
+            What was not committed, one text a save; and what came meanwhile, for the caller to raise: a task's
+            cancellation, which changed nothing, or an interrupt from the keyboard, which ended the waiting at once.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         interrupted: BaseException | None = None
@@ -218,10 +217,7 @@ class Session:
             cancelled = yield from self._stop(patience)
         finally:
             self._end_threads(patience)
-        late = interrupted or cancelled
-        if late is not None:
-            raise late
-        return lost
+        return lost, interrupted or cancelled
 
     def _drain_whatever_comes(self, deadline: float | None) -> Operation[BaseException | None]:
         """Drain; returns the cancellation that came meanwhile."""
@@ -289,7 +285,7 @@ class Session:
         lost: list[str] = []
         for session in sessions:
             session.before_drain()
-            lost += drive(session.close(_EXIT_SECONDS))
+            lost += drive(session.close(_EXIT_SECONDS))[0]
         for session in sessions:
             lost += [f"{handle!r} ({handle._completion.error})" for handle in session.unseen.take_all()]
         return f"limpet: {self.store.url}: not committed at the end of the program: {', '.join(lost)}" if lost else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal, get_args
 
 from limpet.engine.save import OnBusy
@@ -81,12 +83,12 @@ def check_meta(meta: object) -> dict[str, Any]:
     """
     if meta is None:
         return {}
-    if not isinstance(meta, dict) or not all(isinstance(key, str) for key in meta):
-        raise UsageError(f"meta={type(meta).__name__} is not a dict with str keys.")
+    if not isinstance(meta, Mapping):
+        raise UsageError(f"meta is a {type(meta).__name__}, not a dict.", hint="Give names and JSON values.")
     if not meta:
         return {}
-    copied = {key: _plain(value) for key, value in meta.items()}
     try:
+        copied: dict[str, Any] = _plain(meta)
         size = meta_size(copied)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"meta holds something that JSON cannot: {error}.", hint="Put it into the state.") from error
@@ -98,15 +100,31 @@ def check_meta(meta: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of other libraries (a numpy or torch scalar that holds a loss, say) as Python's own."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, (str, int, float, bool)) and type(value).__module__ == "builtins":
+    """What JSON will give back for ``value``: a number of another library (a loss, say) as Python's own.
+
+    Raises:
+        TypeError: JSON would give back something else.
+    """
+    if value is None or type(value) in (bool, int, str):
         return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None  # JSON has neither infinity nor NaN
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, str | int) and not isinstance(value, Enum):
+        return str(value) if isinstance(value, str) else int(value)
     item = getattr(value, "item", None)
-    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
+    if not callable(item) or getattr(value, "ndim", None) != 0:
+        raise TypeError(f"a {type(value).__name__}")
+    return _plain(item())
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the key {key!r}, which is not a str")
+    return key
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -55,9 +55,9 @@ class Writing(Holding):
     # A ``write``, from the call to the handle.
 
     def _write(self, state: Any, request: Request) -> Operation[PendingWrite]:
-        self._check_usable()
         outline: Outline | None = None
         if request.off_thread and (self._session is None or not _settled(self._lazy)):
+            self._check_usable()
             outline = self._outline(state)
             outline.detach_small()  # something may be awaited now
         yield from self._ready()
@@ -235,7 +235,6 @@ class Writing(Holding):
         return (yield from self._write(Files(path), request))
 
     def _prewarm(self, state: Any, *, off_thread: bool) -> Operation[None]:
-        self._check_usable()
         yield from self._ready()
         session = self._open_session
         slot_bytes = self._outline(state).slot_bytes

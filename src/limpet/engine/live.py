@@ -78,7 +78,7 @@ async def load_checkpoints(
     async def load(seq: int) -> None:
         async with limit:
             before = known(seq)
-            if before is not None:
+            if before is not None and before.record.run == head.run:
                 found[seq] = Checkpoint(before.record, replace(before.info, pinned=seq in pinned))
                 return
             try:
@@ -165,5 +165,3 @@ class LiveSet:
         }
         self.damaged &= live
         return left
-
-

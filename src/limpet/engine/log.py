@@ -329,6 +329,8 @@ class Log:
         try:
             data = await self.store.get(key)
             found, digest = decode_record(data, record.seq)
+            if found.epoch == self.epoch:
+                await self.store.settle(key)  # its own create may have ended before its fsync
         except (StoreError, CorruptError):
             return None
         except FormatError as error:

@@ -299,4 +299,6 @@ def _check_id(run: _Run, chunk: ChunkAt, raw: Bytes8) -> None:
 
 def _damaged(run: _Run, chunk: ChunkAt) -> CorruptError:
     where = run.pack or "the commit record"
-    return CorruptError(f"{where} is damaged at byte {chunk.offset} ({chunk.stored_bytes} bytes do not match).", pack=run.pack or None)
+    return CorruptError(
+        f"{where} is damaged at byte {chunk.offset} ({chunk.stored_bytes} bytes do not match).", pack=run.pack or None
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ class Save:
         snapshot: set once staged.
         called: monotonic time of the call.
         stalled_seconds: how long the caller was held up.
-        replaced: saves that this one superseded.
+        replaced: saves that this one superseded, and whose handle somebody still holds.
+        forgotten: steps of those whose handle nobody holds.
         place: in the order of the calls, once it was admitted.
         staged_seconds, encoded_seconds, uploaded_seconds: since the call.
     """
@@ -50,7 +52,8 @@ class Save:
     staged_seconds: float = 0.0
     encoded_seconds: float = 0.0
     uploaded_seconds: float = 0.0
-    replaced: list[Save] = field(default_factory=list)
+    replaced: list[Replaced] = field(default_factory=list)
+    forgotten: list[int | None] = field(default_factory=list)
     place: int = 0
 
     @property
@@ -64,10 +67,24 @@ class Save:
 
     def take_over(self, older: Save) -> None:
         """Replace ``older``, and what it replaced: when this one ends, they all do."""
-        # The list moves instead of being copied: a tight loop supersedes thousands between two commits.
+        # The lists move instead of being copied: a tight loop supersedes thousands between two commits.
         replaced, older.replaced = older.replaced, []
-        replaced.append(older)
+        forgotten, older.forgotten = older.forgotten, []
+        replaced.append(Replaced(older))
         self.replaced = [*self.replaced, *replaced] if self.replaced else replaced
+        self.forgotten = [*self.forgotten, *forgotten] if self.forgotten else forgotten
+        if len(self.replaced) & (len(self.replaced) - 1) == 0:  # at powers of two: seldom enough to cost nothing
+            self._forget()
+
+    @property
+    def replaced_steps(self) -> list[int | None]:
+        """Steps of all saves that this one superseded."""
+        return [*self.forgotten, *(older.step for older in self.replaced)]
+
+    def _forget(self) -> None:
+        """While the store does not answer, as many are superseded as the caller likes: few bytes each must do."""
+        self.forgotten += [older.step for older in self.replaced if older.handle() is None]
+        self.replaced = [older for older in self.replaced if older.handle() is not None]
 
     def release(self) -> None:
         """Give the snapshot's memory back. Idempotent."""
@@ -80,8 +97,7 @@ class Save:
         self.release()
         self.handle.phase = Phase.DONE
         for older in self.replaced:
-            older.handle.phase = Phase.DONE
-            older.handle._completion.set_result(_superseded(older, receipt))
+            older.resolve(receipt)
         self.handle._completion.set_result(receipt)
 
     def fail(self, error: BaseException) -> None:
@@ -89,22 +105,48 @@ class Save:
         self.release()
         self.handle.phase = Phase.DONE
         for older in self.replaced:
-            older.handle._seen = True  # the newer save, which carries the same error, is the one to look at
-            older.handle.phase = Phase.DONE
-            older.handle._completion.set_error(error)
+            older.fail(error)
         self.handle._completion.set_error(error)
 
 
-def _superseded(save: Save, by: Receipt) -> Receipt:
-    return Receipt(
-        outcome=Outcome.SUPERSEDED,
-        step=save.step,
-        durable_step=by.durable_step,
-        seq=by.seq,
-        stalled_seconds=save.stalled_seconds,
-        staged_seconds=save.staged_seconds,
-        committed_seconds=save.elapsed(),
-    )
+class Replaced:
+    """What is left of a save that was superseded. It does not keep the handle alive: that is the caller's to do."""
+
+    __slots__ = ("called", "handle", "staged_seconds", "stalled_seconds", "step")
+
+    def __init__(self, save: Save) -> None:
+        self.handle = weakref.ref(save.handle)
+        self.step = save.step
+        self.called = save.called
+        self.stalled_seconds = save.stalled_seconds
+        self.staged_seconds = save.staged_seconds
+
+    def resolve(self, by: Receipt) -> None:
+        """The newer save is durable."""
+        handle = self.handle()
+        if handle is None:
+            return
+        handle.phase = Phase.DONE
+        handle._completion.set_result(
+            Receipt(
+                outcome=Outcome.SUPERSEDED,
+                step=self.step,
+                durable_step=by.durable_step,
+                seq=by.seq,
+                stalled_seconds=self.stalled_seconds,
+                staged_seconds=self.staged_seconds,
+                committed_seconds=time.monotonic() - self.called,
+            )
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """The newer save failed; it carries the same error, and is the one to look at."""
+        handle = self.handle()
+        if handle is None:
+            return
+        handle._seen = True
+        handle.phase = Phase.DONE
+        handle._completion.set_error(error)
 
 
 class SaveQueue:

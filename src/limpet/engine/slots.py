@@ -174,11 +174,12 @@ class SlotPool:
                 slot = self._take(nbytes, returned)
                 if slot is None:
                     return None
-            else:
+            elif returned:
                 self._budget.give_back(sum(old.nbytes for old in returned))
             for lease in instead_of:
                 lease._end()
-            self._free += [old for old in returned if old is not slot and not self._closed]
+            if returned and not self._closed:
+                self._free += [old for old in returned if old is not slot]
             self._leased += 1 - len(instead_of)
             return Lease(self, slot, np.empty(nbytes, dtype=np.uint8) if slot is None else slot.array[:nbytes])
 

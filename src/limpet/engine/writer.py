@@ -239,8 +239,8 @@ class RunWriter:
         save.handle.phase = Phase.COMMITTING
         record = await self._commit(save, uploaded)
         self._emit(Committed(record.seq, save.step, uploaded.raw_bytes, uploaded.new_bytes, save.elapsed()))
-        for older in save.replaced:
-            self._emit(Superseded(older.step, save.step))
+        for step in save.replaced_steps:
+            self._emit(Superseded(step, save.step))
         save.resolve(uploaded.receipt(save, record.seq))
 
     async def _commit(self, save: Save, uploaded: Uploaded) -> Record:
@@ -295,7 +295,7 @@ class RunWriter:
             if due is not None and due <= 0:
                 try:
                     await self._sweep(graceful=True)
-                except LimpetError as error:
+                except Exception as error:  # housekeeping goes on, whatever it was
                     warnings.warn(f"limpet could not sweep {self._store.url}: {error}", RuntimeWarning, stacklevel=1)
                     await anyio.sleep(_SWEEP_AGAIN_SECONDS)
                 await anyio.sleep(1.0)

@@ -15,7 +15,7 @@ import blake3
 import msgspec
 import zstandard
 
-from limpet.errors import CorruptError, FormatError
+from limpet.errors import CorruptError, FormatError, UsageError
 from limpet.format.record import FORMAT_VERSION
 
 __all__ = [
@@ -71,7 +71,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         version: of the format.
         run: id of the run.
-        save: ``epoch/save-nonce`` of the save that wrote it.
+        save: ``epoch/number`` of the save that wrote it, for people.
         tree: the state's structure.
         buffers: where each of the tree's buffers is.
         chunks: where each chunk is.
@@ -110,11 +110,15 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, str]:
     """The stored bytes and their BLAKE3 (64 hex digits).
 
     Raises:
-        ValueError: it is larger than a reader would accept.
+        UsageError: it is larger than a reader would accept.
     """
     plain = _encoder.encode(manifest)
     if len(plain) > MANIFEST_BYTES_MAX:
-        raise ValueError(f"the manifest has {len(plain)} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
+        raise UsageError(
+            f"the state's structure takes {len(plain)} bytes; at most {MANIFEST_BYTES_MAX} are allowed.",
+            hint="Keep many small values in few arrays, strings or bytes.",
+            kind="too_many_leaves",
+        )
     stored = _coders.compressor.compress(plain)
     return stored, blake3.blake3(stored).hexdigest()
 
