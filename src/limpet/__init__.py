@@ -20,40 +20,62 @@ if TYPE_CHECKING:
         UnsupportedLeafError,
         UsageError,
     )
+    from limpet.events import (
+        Committed,
+        Deleted,
+        Event,
+        Failed,
+        Fallback,
+        Opened,
+        Retried,
+        Staged,
+        Superseded,
+    )
     from limpet.format.interval import Every
     from limpet.format.registry import register
-    from limpet.format.retention import Best, Last, Periodic
+    from limpet.format.retention import AnyOf, Best, Last, Periodic
     from limpet.pending import PendingWrite
     from limpet.reading import DamagedCheckpointWarning
     from limpet.run import Run
     from limpet.run import open_run as open  # noqa: A004 - limpet.open is meant to read like the builtin
-    from limpet.types import CheckpointInfo, Files, Outcome, Receipt, Resumed, Swept, Verification
+    from limpet.types import CheckpointInfo, Files, LeafRow, Outcome, Receipt, Resumed, Swept, Verification
 
     __version__: str
 
 _HOME = {
+    "AnyOf": "limpet.format.retention",
     "Best": "limpet.format.retention",
     "CheckpointInfo": "limpet.types",
     "Checkpointer": "limpet.checkpointer",
     "CommitUnknownError": "limpet.errors",
+    "Committed": "limpet.events",
     "CorruptError": "limpet.errors",
     "DamagedCheckpointWarning": "limpet.reading",
+    "Deleted": "limpet.events",
+    "Event": "limpet.events",
     "Every": "limpet.format.interval",
+    "Failed": "limpet.events",
+    "Fallback": "limpet.events",
     "FencedError": "limpet.errors",
     "Files": "limpet.types",
     "FormatError": "limpet.errors",
     "HeldError": "limpet.errors",
     "Last": "limpet.format.retention",
+    "LeafRow": "limpet.types",
     "LimpetError": "limpet.errors",
     "MismatchError": "limpet.errors",
     "NotFoundError": "limpet.errors",
+    "Opened": "limpet.events",
     "Outcome": "limpet.types",
     "PendingWrite": "limpet.pending",
     "Periodic": "limpet.format.retention",
     "Receipt": "limpet.types",
     "Resumed": "limpet.types",
+    "Retried": "limpet.events",
     "Run": "limpet.run",
+    "Staged": "limpet.events",
     "StoreError": "limpet.errors",
+    "Superseded": "limpet.events",
     "Swept": "limpet.types",
     "UnsupportedLeafError": "limpet.errors",
     "UsageError": "limpet.errors",
@@ -64,28 +86,39 @@ _HOME = {
 _CALLED_ELSEWHERE = {"open": "open_run"}
 
 __all__ = [
+    "AnyOf",
     "Best",
     "CheckpointInfo",
     "Checkpointer",
     "CommitUnknownError",
+    "Committed",
     "CorruptError",
     "DamagedCheckpointWarning",
+    "Deleted",
+    "Event",
     "Every",
+    "Failed",
+    "Fallback",
     "FencedError",
     "Files",
     "FormatError",
     "HeldError",
     "Last",
+    "LeafRow",
     "LimpetError",
     "MismatchError",
     "NotFoundError",
+    "Opened",
     "Outcome",
     "PendingWrite",
     "Periodic",
     "Receipt",
     "Resumed",
+    "Retried",
     "Run",
+    "Staged",
     "StoreError",
+    "Superseded",
     "Swept",
     "UnsupportedLeafError",
     "UsageError",

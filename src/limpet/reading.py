@@ -45,6 +45,12 @@ class Reading(Finding):
         """
         return drive(self._resume(initial, into))
 
+    @overload
+    async def resume_async(self, initial: T) -> Resumed[T]: ...
+    @overload
+    async def resume_async(self, initial: None = None, *, into: T) -> Resumed[T]: ...
+    @overload
+    async def resume_async(self, initial: None = None) -> Resumed[Any]: ...
     async def resume_async(self, initial: Any = None, *, into: Any = MISSING) -> Resumed[Any]:
         """``resume`` for coroutines."""
         return await drive_async(self._resume(initial, into))
@@ -84,6 +90,14 @@ class Reading(Finding):
         """
         return drive(self._read(Wanted(at, into, select, strict)))
 
+    @overload
+    async def read_async(
+        self, *, at: int | CheckpointInfo | None = None, into: T, select: str | None = None, strict: bool = False
+    ) -> T | None: ...
+    @overload
+    async def read_async(
+        self, *, at: int | CheckpointInfo | None = None, select: str | None = None, strict: bool = False
+    ) -> Any: ...
     async def read_async(
         self,
         *,

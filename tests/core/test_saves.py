@@ -1124,3 +1124,17 @@ def test_a_checkpointer_that_is_forgotten_warns_that_it_was_not_closed():
         del cp
     with warnings.catch_warnings():
         limpet.loop.drive(session.close(5))
+
+
+def test_s8_a_disk_too_full_for_the_commit_record_fails_at_once_and_the_next_save_works(tmp_path):
+    """S8: nothing is gained by waiting for the deadline of an unclear commit."""
+    store = Gated()
+    with checkpointer_over(store) as cp:
+        cp.write(b"first", step=1, durable=True)
+        store.fail("create", StoreError("disk full", kind="no_space", transient=True))
+        with pytest.raises(StoreError) as caught:
+            cp.write(b"second", step=2, durable=True)
+        assert caught.value.kind == "no_space"
+        cp.write(b"third", step=3, durable=True)
+        assert cp.read() == b"third"
+        assert [info.step for info in cp.checkpoints()] == [1, 3]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
-from tests.faulty import EVER, Faulty, Shelf, down, forbidden, read_over, write_over
+from tests.faulty import EVER, QUICK, Faulty, Shelf, down, forbidden, read_over, write_over
 from tests.protocol.logs import assert_legal, at
 
 from limpet import (
@@ -405,7 +406,8 @@ def test_errors_that_a_hook_keeps_do_not_hold_up_the_next_try(store: Faulty, mon
     """An error's traceback must not keep an upload that broke off, and with it the bytes in flight, alive."""
     monkeypatch.setattr("limpet.engine.writer._IN_FLIGHT_BYTES", 8 << 20)
     kept: list[Event] = []
-    with write_over(store, hooks=[kept.append], compression="off") as cp:
+    patient = replace(QUICK, upload_deadline=30.0)
+    with write_over(store, hooks=[kept.append], compression="off", timing=patient) as cp:
         store.script("put", "data/", before=down(), times=3)
         cp.write(np.zeros(6 << 20, dtype=np.uint8) + np.arange(256, dtype=np.uint8).repeat(24576), step=0).result(10)
     assert sum(isinstance(event, Retried) for event in kept) == 3

@@ -28,7 +28,7 @@ from limpet.format.record import (
     decode_record,
     encode_record,
 )
-from limpet.stores.base import NOT_DURABLE, KeyExistsError, KeyMissingError, Store
+from limpet.stores.base import NO_SPACE, NOT_DURABLE, KeyExistsError, KeyMissingError, Store
 
 __all__ = ["Head", "Log", "Timing", "check_run", "find_head", "read_record"]
 
@@ -161,6 +161,10 @@ async def _newest_verified(store: Store, last: int) -> Head:
     raise CorruptError(f"{store.url}: none of the {last} log records verifies.")
 
 
+async def _no_room() -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Log:
     """The writing end of a run's log, held by one writer.
@@ -170,6 +174,7 @@ class Log:
         epoch: of this writer.
         on_adopted: told when an earlier, unclear try of ours turns out to be in the log.
         on_retry: told of every failed create that is sent again: operation, key, number of the attempt, error.
+        make_room: frees what may go at once when the store is full; whether there was anything.
         stopped: set for good once a newer writer was met, or a record's durability was lost.
     """
 
@@ -185,6 +190,7 @@ class Log:
     stopped: LimpetError | None = None
     on_adopted: Callable[[Record], None] = lambda _: None
     on_retry: Callable[[str, str, int, BaseException], None] = lambda *_: None
+    make_room: Callable[[], Awaitable[bool]] = _no_room
     _unsettled: set[str] = field(default_factory=set)
 
     @classmethod
@@ -305,7 +311,8 @@ class Log:
                     return verdict
             if last_error.kind == NOT_DURABLE or self.timing.clock() + delay >= deadline:
                 raise self._unknown(record, last_error) from last_error
-            if not last_error.transient and not isinstance(last_error, KeyExistsError):
+            full = last_error.kind == NO_SPACE and not await self.make_room()
+            if full or (not last_error.transient and not isinstance(last_error, KeyExistsError)):
                 raise last_error
             self.on_retry("create", key, attempt, last_error)
             await self.timing.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter

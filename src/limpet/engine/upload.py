@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,18 +25,17 @@ from limpet.format.codec import CodecChooser
 from limpet.format.layout import PackName, pack_key
 from limpet.format.manifest import ChunkAt, Manifest, encode_manifest
 from limpet.format.record import FORMAT_VERSION, INLINE_BYTES_MAX, Commit, ManifestAt, PackUse
-from limpet.stores.base import Bytes, Store
+from limpet.stores.base import NO_SPACE, Bytes, Store
 from limpet.stores.retry import RetryPolicy, backoff_delays
 from limpet.types import Outcome, Receipt
 from limpet.workers import Workers
 
-__all__ = ["Resources", "Upload", "Uploaded"]
+__all__ = ["Resources", "Upload", "Uploaded", "forget_locals"]
 
 _PACK_BYTES = 256 << 20
 _PACKS_PER_SAVE = 32
 _INLINE_RAW_MAX = 16 << 10
 """States larger than this are not even tried in the record, unless nearly all of it is known already."""
-NO_SPACE = "no_space"
 
 
 @dataclass(slots=True)
@@ -213,6 +213,7 @@ class Upload:
     async def _consider(self, error: StoreError, key: str, attempt: int, failed_since: float) -> None:
         """Raise ``error`` unless another try may help."""
         timing = self.resources.timing
+        forget_locals(error)
         if error.kind == NO_SPACE:
             if not await self.resources.make_room():
                 raise error
@@ -312,6 +313,13 @@ class Upload:
             new_bytes=sum(placed.stored_bytes for placed in self._own.values()) + at.size,
             body=base64.b64encode(body).decode(),
         )
+
+
+def forget_locals(error: BaseException | None) -> None:
+    """Drop what the error's frames refer to: buffers of a snapshot, whose memory could not be used again."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _new_bytes(encoded: Sequence[Encoded]) -> int:

@@ -7,7 +7,6 @@ happens to a caller, or to another save, cancels it.
 from __future__ import annotations
 
 import asyncio
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from limpet.engine.log import Head, Log, Timing
 from limpet.engine.policy import policy_to_record, report_narrowing
 from limpet.engine.reader import Reader
 from limpet.engine.save import Save, SaveQueue
-from limpet.engine.upload import Resources, Upload, Uploaded
+from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
 from limpet.errors import CorruptError, LimpetError, NotFoundError, StoreError, UsageError
 from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded
 from limpet.format import retention
@@ -127,6 +126,7 @@ class RunWriter:
         )
         self.log.on_adopted = self._apply
         self.log.on_retry = self._retried
+        self.log.make_room = self._make_room
         self.policy = retention.from_json(self.log.head.retain)
         checkpoints, damaged = await load_checkpoints(self._store, self.log.head)
         self.live.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in checkpoints}
@@ -279,7 +279,7 @@ class RunWriter:
     def _fail(self, save: Save, error: BaseException) -> None:
         if self.log.stopped is not None:
             self._queue.close(self.log.stopped)
-        _forget_locals(error)
+        forget_locals(error)
         save.fail(error)
         self._emit(Failed(save.step, error))
 
@@ -373,13 +373,6 @@ class RunWriter:
         if self._timer is not None:
             self._timer.cancel()
         self._stopped.set()
-
-
-def _forget_locals(error: BaseException | None) -> None:
-    """Drop what the error's frames refer to: buffers of a snapshot, whose memory could not be used again."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 def _left_behind(head: Head) -> str | None:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 
 from limpet.errors import StoreError, UsageError
 
-__all__ = ["NOT_DURABLE", "Bytes", "Entry", "KeyExistsError", "KeyMissingError", "Store", "split_key"]
+__all__ = ["NOT_DURABLE", "NO_SPACE", "Bytes", "Entry", "KeyExistsError", "KeyMissingError", "Store", "split_key"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 """Anything with a C-contiguous buffer of unsigned bytes (format ``B``, one dimension)."""
@@ -20,6 +20,10 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 
 NOT_DURABLE = "create_unknown"
 """``kind`` of the error of a create whose object is visible, but may not survive a power loss."""
+
+
+NO_SPACE = "no_space"
+"""``kind`` of the error of a store that is full: waiting does not help, making room does."""
 
 
 class KeyMissingError(StoreError):
