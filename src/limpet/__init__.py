@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from limpet.events import (
         Committed,
         Deleted,
-        Event,
         Failed,
         Fallback,
         Opened,
@@ -52,7 +51,6 @@ _HOME = {
     "CorruptError": "limpet.errors",
     "DamagedCheckpointWarning": "limpet.reading",
     "Deleted": "limpet.events",
-    "Event": "limpet.events",
     "Every": "limpet.format.interval",
     "Failed": "limpet.events",
     "Fallback": "limpet.events",
@@ -95,7 +93,6 @@ __all__ = [
     "CorruptError",
     "DamagedCheckpointWarning",
     "Deleted",
-    "Event",
     "Every",
     "Failed",
     "Fallback",

@@ -122,6 +122,7 @@ def test_damage_here_does_not_lead_there(parent: Path, tmp_path: Path) -> None:
         cp.resume(initial=0)
 
 
+@pytest.mark.filterwarnings("ignore:limpet took:RuntimeWarning")
 def test_a_damaged_log_here_does_not_lead_there(parent: Path, tmp_path: Path) -> None:
     root = tmp_path / "new"
     with Checkpointer(root) as cp:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from limpet.engine import index as index_module
 from limpet.engine.index import ChunkIndex
 from limpet.format.layout import PackName, pack_key
