@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from limpet.engine.save import OnBusy
-from limpet.errors import UsageError
 from limpet.events import Hook
 from limpet.format.interval import Interval
 from limpet.format.layout import child_prefix
@@ -22,7 +21,7 @@ from limpet.settings import OnError, Settings
 from limpet.stores.retry import Retrying
 from limpet.stores.urls import open_store
 from limpet.types import CheckpointInfo, Swept
-from limpet.warm import parse_start
+from limpet.warm import open_start, start_text
 from limpet.writing import Request, Writing
 
 __all__ = ["Checkpointer"]
@@ -48,9 +47,10 @@ class Checkpointer(Writing):
         compression: ``"auto"``, ``"off"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         memory_limit: bytes that all buffers may take; default: most of what the container has.
         storage: options for the store: endpoint, region, credentials, timeouts.
-        owner: who this is, for people; default: from the platform.
+        owner: who this is, for people, in at most 1 KiB; default: from the platform.
         takeover: also from a writer that is alive on this host.
-        start_from: another run, ``url`` or ``url@step``, to read from while this one holds nothing.
+        start_from: another run, ``url`` or ``url@step``, to read from while this one holds nothing. It gets
+            ``storage`` if it is of the same scheme as ``url``; else its options come from the environment.
         allow_pickle: pickle what nothing else can encode, and read such leaves; unpickling runs code.
         hooks: functions that are told of events, on limpet's own thread.
 
@@ -87,18 +87,19 @@ class Checkpointer(Writing):
             memory_limit=memory_limit,
             owner=default_owner() if owner is None else owner,
             takeover=takeover,
-            start_from=None if start_from is None else os.fspath(start_from),
+            start_from=None if start_from is None else start_text(start_from),
             allow_pickle=allow_pickle,
-            hooks=tuple(hooks),
-            storage=dict(storage or {}),
+            hooks=hooks,
+            storage={} if storage is None else storage,
         )
-        if settings.start_from is not None:
-            parse_start(settings.start_from)
 
         def store() -> Retrying:
-            return Retrying(open_store(url, storage))
+            return Retrying(open_store(url, settings.storage))
 
-        super().__init__(store(), settings, reopen=store)
+        own = store()
+        if settings.start_from is not None:
+            open_start(settings.start_from, own.url, settings.storage)  # wrong ones are refused here, not at a read
+        super().__init__(own, settings, reopen=store)
 
     @property
     def url(self) -> str:
@@ -241,9 +242,11 @@ class Checkpointer(Writing):
         """A run of its own below this one, with the same settings: another component, task or coroutine.
 
         It shares this one's thread and memory, and is closed with it. The same name gives the same object.
+
+        Raises:
+            UsageError: the name is no text, or empty, or this is closed.
         """
-        if not name:
-            raise UsageError(f"child({name!r}): a child needs a name that is not empty.")
+        prefix = child_prefix(name)
         self._check_usable()
         with self._opening:
             for existing in self._children:
@@ -251,7 +254,7 @@ class Checkpointer(Writing):
                     return existing
             child = Checkpointer.__new__(Checkpointer)
             settings = replace(self._settings, start_from=None)
-            Writing.__init__(child, self._store.child(child_prefix(name)), settings, name=name, parent=self)
+            Writing.__init__(child, self._store.child(prefix), settings, name=name, parent=self)
             self._children.append(child)
         return child
 

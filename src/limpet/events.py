@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -78,6 +80,14 @@ class Deleted:
 
     objects: int
     freed_bytes: int
+
+
+def warn_gently(text: str) -> None:
+    """Warn from the engine's thread, where a warning that was made an error would cost a save: then it is logged."""
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:
+        logging.getLogger("limpet").warning(text)
 
 
 Event: TypeAlias = Opened | Staged | Committed | Superseded | Failed | Retried | Fallback | Deleted

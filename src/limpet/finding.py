@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -33,6 +34,7 @@ __all__ = ["DamagedCheckpointWarning", "Finding", "Source", "Wanted"]
 
 T = TypeVar("T")
 _RESTARTS = 5
+_IDENTITY = attrgetter("seq", "epoch", "time")
 
 
 class DamagedCheckpointWarning(RuntimeWarning):
@@ -128,9 +130,7 @@ class Finding:
         if into is not MISSING and initial is not None:
             raise UsageError("resume() takes initial= or into=, not both: into= is the initial state too.")
         found = yield from self._find(Wanted(into=into))
-        if found is None:
-            return Resumed(initial if into is MISSING else into, None)
-        return Resumed(*found)
+        return Resumed(*(found or (initial if into is MISSING else into, None)))
 
     def _read(self, wanted: Wanted) -> Operation[Any]:
         found = yield from self._find(wanted)
@@ -144,10 +144,10 @@ class Finding:
         return None if found is None else found[0]
 
     def _find(self, wanted: Wanted) -> Operation[tuple[Any, CheckpointInfo] | None]:
-        """The state and where it is from."""
         found = yield from self._following(lambda view: self._find_in(view, wanted))
         if found is None and (source := self._fallback_source()) is not None:
-            return (yield from source.find(wanted))
+            found = yield from source.find(wanted)
+            self._restored = self._restored if found is None else found[1]
         return found
 
     def _following(self, operation: Callable[[View], Operation[T]]) -> Operation[T]:
@@ -236,21 +236,19 @@ class Finding:
         if at is None:
             return view.checkpoints
         if isinstance(at, CheckpointInfo):
-            found = [one for one in view.checkpoints if one.info.seq == at.seq]
+            found = [one for one in view.checkpoints if _IDENTITY(one.info) == _IDENTITY(at)]
+            if not found:
+                raise NotFoundError(f"{self._where}: seq {at.seq} is a checkpoint of another run, or no longer live.")
         elif isinstance(at, int) and not isinstance(at, bool):
             found = [one for one in view.checkpoints if one.info.step == at][:1]
         else:
             raise UsageError(f"at={at!r} is neither a step nor one of checkpoints().")
         if not found:
-            steps = ", ".join(str(one.info.step) for one in reversed(view.checkpoints[:10]))
-            raise NotFoundError(
-                f"{self._where} has no live checkpoint at {_shown(at)}.", hint=f"Newest live steps: {steps}."
-            )
+            raise NotFoundError(f"{self._where} has no live checkpoint at {_shown(at)}.", hint=_newest(view))
         return found
 
     def _warn(self, skipped: dict[int, LimpetError], used: CheckpointInfo) -> None:
-        newer = {seq: error for seq, error in skipped.items() if seq > used.seq}
-        if newer:
+        if newer := {seq: error for seq, error in skipped.items() if seq > used.seq}:
             warnings.warn(
                 f"{self._where}: {_report(newer)} Using checkpoint {used.seq} (step {used.step}) instead.",
                 DamagedCheckpointWarning,
@@ -281,7 +279,10 @@ class Finding:
             raise
 
     def _fill(self, opened: Opened, assembly: Assembly) -> Operation[Any]:
-        yield from self._call(self._reader.fill, opened, assembly.destinations)
+        # Shielded: until no thread writes into live arrays any more, their owner does not get control back.
+        filling = self._engine.call(self._reader.fill, opened, assembly.destinations)
+        yield Wait(filling, shielded=True)
+        filling.get()
         for request in assembly.files:
             if request.target is not None:
                 yield from self._extract(opened, request.payload, request.target)
@@ -381,6 +382,12 @@ def _newer(damaged: dict[int, LimpetError], view: View) -> dict[int, LimpetError
     """Those that are newer than every checkpoint that may be usable."""
     newest = view.checkpoints[0].info.seq if view.checkpoints else 0
     return {seq: error for seq, error in damaged.items() if seq > newest}
+
+
+def _newest(view: View) -> str:
+    newest = [(one.info.seq, one.info.step) for one in reversed(view.checkpoints[:10])]
+    steps = ", ".join(str(step) for _, step in newest if step is not None)
+    return f"Newest live steps: {steps}." if steps else f"None has a step; live seqs: {[seq for seq, _ in newest]}."
 
 
 def _shown(at: Any) -> str:

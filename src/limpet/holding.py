@@ -16,7 +16,7 @@ from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.events import Event
 from limpet.finding import Source
 from limpet.loop import EngineLoop, Operation, Wait, insist
-from limpet.pending import Completion, PendingWrite
+from limpet.pending import Completion, PendingWrite, engine_threads
 from limpet.reading import Reading
 from limpet.session import Session, SessionSettings
 from limpet.settings import Settings
@@ -119,6 +119,12 @@ class Holding(Reading):
             )
         if self._session is not None:
             self._session.loop.check_caller()
+        elif threading.get_ident() in engine_threads:
+            raise UsageError(
+                "a hook or an event called a run that is not open yet, which would make limpet's thread wait for itself.",
+                hint="Open it first, or hand the work to a thread or task of yours.",
+                kind="wrong_thread",
+            )
         if self._closed:
             raise self._closed_error()
 

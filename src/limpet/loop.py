@@ -232,6 +232,8 @@ class EngineLoop:
         async def run() -> None:
             try:
                 completion.set_result(await function(*args))
+            except asyncio.CancelledError:  # the loop ends; whoever waits was not cancelled
+                completion.set_error(UsageError("the checkpointer was closed meanwhile.", kind="closed"))
             except BaseException as error:
                 completion.set_error(error)
 

@@ -11,6 +11,7 @@ from limpet.errors import UsageError
 
 __all__ = ["check_rank", "default_owner"]
 
+_BYTES_MAX = 1024
 _PLATFORMS = (
     ("flyte", ("FLYTE_INTERNAL_EXECUTION_ID", "FLYTE_INTERNAL_TASK_NAME")),
     ("slurm", ("SLURM_JOB_ID", "SLURM_STEP_ID")),
@@ -19,7 +20,12 @@ _PLATFORMS = (
 
 
 def default_owner(environ: Mapping[str, str] = os.environ) -> str:
-    """A name for this process that a person can find again."""
+    """A name for this process that a person can find again, in at most 1 KiB of UTF-8."""
+    encoded = _find_owner(environ).encode("utf-8", "replace")  # the environment may hold any bytes
+    return encoded[:_BYTES_MAX].decode("utf-8", "ignore")
+
+
+def _find_owner(environ: Mapping[str, str]) -> str:
     for name, variables in _PLATFORMS:
         if environ.get(variables[0]):
             return ":".join([name, *(environ[variable] for variable in variables if environ.get(variable))])
@@ -42,6 +48,6 @@ def check_rank(environ: Mapping[str, str] = os.environ) -> None:
     if rank.isdigit() and int(rank) > 0:
         raise UsageError(
             f"RANK is {rank}: only rank 0 may write a run; every other rank would take it over from the one before.",
-            hint="Write from rank 0, or give each rank a run of its own with child(); sharded writing is to come.",
+            hint="Write from rank 0; limpet.open() reads on every rank. Sharded writing is to come.",
             kind="rank",
         )

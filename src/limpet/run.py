@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +37,7 @@ class Run(Reading):
         self._store = store
         self._allow_pickle = allow_pickle
         self._parent = parent
+        self._starting = threading.Lock()
         self._loop: EngineLoop | None = None
         self._threads: Workers | None = None
         self._closed = False
@@ -91,13 +93,15 @@ class Run(Reading):
         loop, self._loop = self._loop, None
         if loop is None or self._parent is not None or loop.forked:
             return
-        for store in self._stores():
-            closing = loop.call(store.close)
-            yield Wait(closing)
-            closing.get()
-        loop.stop()
-        if self._threads is not None:
-            self._threads.close()
+        try:
+            for store in self._stores():
+                closing = loop.call(store.close)
+                yield Wait(closing)
+                closing.get()
+        finally:
+            loop.stop()
+            if self._threads is not None:
+                self._threads.close()
 
     def _stores(self) -> Iterator[Store]:
         """Those of the children first: they share what the last one to close ends."""
@@ -121,10 +125,11 @@ class Run(Reading):
             raise UsageError(f"the run {self.url} is closed.", hint="Open it again.", kind="closed")
         if self._parent is not None:
             return self._parent._engine
-        if self._loop is None:
-            self._loop = EngineLoop()
-            self._threads = Workers(_READ_WORKERS, "limpet-read")
-        return self._loop
+        with self._starting:
+            if self._loop is None:
+                self._threads = Workers(_READ_WORKERS, "limpet-read")
+                self._loop = EngineLoop()
+            return self._loop
 
     @property
     def _reader(self) -> Reader:

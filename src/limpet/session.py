@@ -5,13 +5,15 @@ The face holds it, and so does the exit guard, which must be able to drain after
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from limpet.engine.capture import clear_stale_spools
 from limpet.engine.log import Timing
 from limpet.engine.memory import default_limit_bytes
 from limpet.engine.opening import View, claim_root
@@ -20,7 +22,7 @@ from limpet.engine.slots import MemoryBudget, SlotPool
 from limpet.engine.staging import Copier
 from limpet.engine.writer import RunWriter, WriterSettings
 from limpet.errors import HeldError, StoreError, UsageError
-from limpet.events import Event, Hook, Opened, Retried
+from limpet.events import Event, Hook, Opened, Retried, warn_gently
 from limpet.format.retention import Policy
 from limpet.loop import EngineLoop, ExitGuard, Operation, Wait, drive, insist
 from limpet.pending import Unseen
@@ -147,6 +149,9 @@ class Session:
         except HeldError:
             if not settings.takeover:
                 raise
+        for folder in (self.store.spool_folder(), tempfile.gettempdir()):
+            if folder is not None:
+                await self.threads.urgent.run(clear_stale_spools, Path(folder))
         marker = await claim_root(self.store, settings.name, settings.timing)
         self.writer = RunWriter(
             self.store,
@@ -278,10 +283,13 @@ class Session:
         if self._guard is not None:
             self._guard.release()
 
+    def _with_descendants(self) -> list[Session]:
+        return [*(session for child in list(self._children) for session in child._with_descendants()), self]
+
     def _drain_at_exit(self) -> str:
         if self.loop.forked:
             return ""
-        sessions = [*self._children, self]
+        sessions = self._with_descendants()
         lost: list[str] = []
         for session in sessions:
             session.before_drain()
@@ -303,13 +311,9 @@ class Session:
     def emit(self, event: Event) -> None:
         """Tell the hooks; on the loop."""
         if isinstance(event, Opened) and event.replaced is not None:
-            warnings.warn(
-                f"limpet took {event.url} over from {event.replaced}, which did not close it.",
-                RuntimeWarning,
-                stacklevel=1,
-            )
+            warn_gently(f"limpet took {event.url} over from {event.replaced}, which did not close it.")
         for hook in self.settings.hooks:
             try:
                 hook(event)
             except Exception as error:  # a hook must never cost a save
-                warnings.warn(f"limpet's hook {hook!r} failed: {error!r}", RuntimeWarning, stacklevel=1)
+                warn_gently(f"limpet's hook {hook!r} failed: {error!r}")

@@ -20,6 +20,7 @@ __all__ = ["OnError", "Settings", "check_meta", "check_step"]
 
 OnError = Literal["raise", "warn"]
 _BUFFERS_MAX = 16
+_OWNER_BYTES_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Settings:
     start_from: str | None
     allow_pickle: bool
     hooks: Sequence[Hook]
-    storage: dict[str, Any]
+    storage: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         parse_compression(self.compression)
@@ -50,8 +51,19 @@ class Settings:
             raise UsageError(f"buffers={self.buffers!r} is not a number from 1 to {_BUFFERS_MAX}.")
         if self.memory_limit is not None and (not _is_int(self.memory_limit) or self.memory_limit < 1):
             raise UsageError(f"memory_limit={self.memory_limit!r} is not a positive number of bytes.")
-        if not all(callable(hook) for hook in self.hooks):
-            raise UsageError("hooks= takes functions of one event.")
+        if not _is_short_text(self.owner):
+            raise UsageError(
+                f"owner={self.owner!r:.100} is not a short text.",
+                hint=f"Give at most {_OWNER_BYTES_MAX} bytes of UTF-8.",
+            )
+        _type_of("takeover", self.takeover, bool, "True or False")
+        _type_of("allow_pickle", self.allow_pickle, bool, "True or False")
+        if not isinstance(self.storage, Mapping):  # not shown: it may be a secret
+            raise UsageError(
+                f"storage= is a {type(self.storage).__name__}, not a dict.", hint="Give names and values of options."
+            )
+        object.__setattr__(self, "storage", dict(self.storage))
+        object.__setattr__(self, "hooks", _functions(self.hooks))
         if self.buffers == 1 and self.on_busy == "skip":
             raise UsageError(
                 'buffers=1 with on_busy="skip" would skip every state that comes while one is written, the last too.',
@@ -125,6 +137,25 @@ def _key(key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"the key {key!r}, which is not a str")
     return key
+
+
+def _functions(hooks: Any) -> tuple[Hook, ...]:
+    try:
+        listed = tuple(hooks)
+    except TypeError:
+        listed = (None,)
+    if not all(callable(hook) for hook in listed):
+        raise UsageError(f"hooks={hooks!r:.100} is not a list of functions.", hint="Give [function].")
+    return listed
+
+
+def _is_short_text(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return len(value.encode()) <= _OWNER_BYTES_MAX
+    except UnicodeEncodeError:  # a surrogate
+        return False
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,12 +12,13 @@ from limpet.engine.reader import Reader
 from limpet.errors import NotFoundError, UsageError
 from limpet.loop import EngineLoop, Operation, Wait, insist
 from limpet.reading import Reading, Wanted
+from limpet.stores.base import Store
 from limpet.stores.retry import Retrying
-from limpet.stores.urls import open_store
+from limpet.stores.urls import are_alike, open_store, refuse_credentials
 from limpet.types import CheckpointInfo
 from limpet.workers import Workers
 
-__all__ = ["WarmStart", "parse_start"]
+__all__ = ["WarmStart", "open_start", "parse_start", "start_text"]
 
 _END_SECONDS = 5.0
 
@@ -25,14 +27,43 @@ def parse_start(text: str) -> tuple[str, int | None]:
     """The url and the step of ``url`` or ``url@step``.
 
     Raises:
-        UsageError: what follows the last ``@`` of the last segment is no step.
+        UsageError: what follows the last ``@`` of the last segment is no step, or the url holds credentials.
     """
     url, mark, step = text.rpartition("@")
     if not mark or "/" in step:
         return text, None
+    refuse_credentials(url if step.isascii() and step.isdigit() else text)  # before it is shown
     if not (step.isascii() and step.isdigit()) or not url:
         raise UsageError(f"start_from={text!r}: {step!r} is not a step.", hint="Write url@step, such as runs/41@5000.")
     return url, int(step)
+
+
+def start_text(start_from: object) -> str:
+    """``start_from=`` as text.
+
+    Raises:
+        UsageError: it is neither text nor a path.
+    """
+    text = os.fspath(start_from) if isinstance(start_from, os.PathLike) else start_from
+    if not isinstance(text, str):
+        raise UsageError(f"start_from={start_from!r:.100} is not a place.", hint="Write url or url@step.")
+    return text
+
+
+def open_start(text: str, own_url: str, storage: Mapping[str, Any]) -> tuple[Store, int | None]:
+    """The store of the run to start from, and the step; nothing is contacted yet.
+
+    Args:
+        text: ``url`` or ``url@step``.
+        own_url: of the run that starts.
+        storage: options for the store of that one; the other gets them only if it is of the same scheme, so that no
+            credentials reach a place they are not meant for.
+
+    Raises:
+        UsageError: the text names no run.
+    """
+    url, step = parse_start(text)
+    return open_store(url, storage if are_alike(url, own_url) else {}), step
 
 
 class WarmStart(Reading):
@@ -40,13 +71,13 @@ class WarmStart(Reading):
 
     Args:
         text: ``url`` or ``url@step``.
-        storage: options for its store.
+        storage: options of the run that starts, for a store of the same scheme.
         owner: the run that starts.
     """
 
     def __init__(self, text: str, storage: Mapping[str, Any], owner: Reading) -> None:
-        url, self._step = parse_start(text)
-        self._store = Retrying(open_store(url, storage))
+        store, self._step = open_start(text, owner._store.url, storage)
+        self._store = Retrying(store)
         self._owner = owner
         self._allow_pickle = owner._allow_pickle
 

@@ -79,8 +79,12 @@ class Writing(Holding):
         if lease is None:
             draft.discard()
             return save.handle
-        self._throttle.accepted(draft.plan.raw_bytes)
-        session.unseen.watch(save.handle)
+        try:
+            self._throttle.accepted(draft.plan.raw_bytes)
+            session.unseen.watch(save.handle)
+        except BaseException as error:
+            self._abandon(session, save, draft, lease, error)
+            raise
         yield from self._stage(session, save, draft, lease, request)
         self._raise_unseen(session, save.handle)
         if request.durable:
@@ -193,24 +197,25 @@ class Writing(Holding):
                 interrupted = error
                 # The place of an older save may be taken already, and the state is still as it was: finish first.
                 copier.copy(draft, lease)
+            save.snapshot = Snapshot(draft, lease)
+            save.stalled_seconds = save.staged_seconds = save.elapsed()
+            save.handle._staged.set_result(None)
+            session.queue.push(save)
         except BaseException as error:
             self._abandon(session, save, draft, lease, error)
             raise
-        save.snapshot = Snapshot(draft, lease)
-        save.stalled_seconds = save.staged_seconds = save.elapsed()
-        save.handle._staged.set_result(None)
-        session.queue.push(save)
         session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
         if interrupted is not None:
             raise interrupted
 
     def _abandon(self, session: Session, save: Save, draft: Draft, lease: Lease, error: BaseException) -> None:
-        lease.release()
-        draft.discard()
+        """Take back a save that was admitted and not pushed; one that was pushed goes on."""
         if not isinstance(error, Exception):
             error = LimpetError("the state was not staged: its copy was interrupted.", kind="interrupted")
-        save.handle._staged.set_error(error)
-        session.queue.abandon(save, error)
+        if session.queue.abandon(save, error):
+            lease.release()
+            draft.discard()
+            save.handle._staged.set_error(error)
 
     def _throttled(self, session: Session, state: Any, outline: Outline | None, request: Request) -> PendingWrite:
         """A write that ``every=`` does not let pass; a small state is held for ``close`` all the same."""

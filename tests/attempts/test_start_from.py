@@ -107,9 +107,9 @@ def test_an_at_sign_in_a_folder_above_is_no_step(tmp_path: Path) -> None:
         assert cp.read() == "there"
 
 
-def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
-    with Checkpointer(tmp_path / "new", start_from="ftp://x/y") as cp, pytest.raises(UsageError, match="ftp"):
-        cp.resume()
+def test_an_unknown_scheme_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ftp"):
+        Checkpointer(tmp_path / "new", start_from="ftp://x/y")
 
 
 def test_damage_here_does_not_lead_there(parent: Path, tmp_path: Path) -> None:

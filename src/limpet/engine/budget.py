@@ -39,6 +39,10 @@ class ByteBudget:
                 self._admit()
             raise
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether ``acquire(nbytes)`` would not have to wait."""
+        return not self._waiting and self._fits(nbytes)
+
     def release(self, nbytes: int) -> None:
         """Give ``nbytes`` back."""
         self.held_bytes -= nbytes

@@ -19,7 +19,7 @@ from limpet.format import codec
 from limpet.format.chunks import ChunkSource
 from limpet.workers import Workers
 
-__all__ = ["BatchStream", "Encoded", "encode_chunks"]
+__all__ = ["BatchStream", "Encoded", "encode_chunks", "mostly_known"]
 
 RAW = "raw"
 BATCH_BYTES = 16 << 20
@@ -73,6 +73,19 @@ def encode_chunks(
         digest = "" if used == RAW else blake3.blake3(stored).hexdigest()
         encoded.append(Encoded(id_, source.raw_bytes, used, stored, digest, None, seconds))
     return encoded
+
+
+def mostly_known(
+    snapshot: Snapshot, chunks: Sequence[ChunkSource], known: Mapping[str, Known], new_bytes_max: int
+) -> bool:
+    """Whether no more than ``new_bytes_max`` raw bytes are not known yet. Runs on a worker; stops as soon as it can."""
+    new_bytes = 0
+    for source in chunks:
+        if blake3.blake3(snapshot.read(source).data).hexdigest() not in known:
+            new_bytes += source.raw_bytes
+            if new_bytes > new_bytes_max:
+                return False
+    return True
 
 
 @dataclass(slots=True)
@@ -144,7 +157,8 @@ class BatchStream:
             while end < len(chunks) and (end == self._next or size + chunks[end].raw_bytes <= BATCH_BYTES):
                 size += chunks[end].raw_bytes
                 end += 1
-            if self._ahead and self._budget.held_bytes + size > self._budget.limit_bytes:
+            # Never wait while holding: saves that all did so would wait for each other.
+            if self._ahead and not self._budget.has_room(size):
                 return
             await self._budget.acquire(size)
             self._ahead.append(self._start(self._next, end, size))

@@ -99,7 +99,7 @@ class Janitor:
     def retire(self, left: list[Checkpoint]) -> bool:
         """These checkpoints have just left the live set: their packs may go after the grace; whether they had any."""
         packs = {key for checkpoint in left for key in checkpoint.packs}
-        if packs:
+        if packs and not self.blocked:
             self._retired.append((self.timing.clock() + self.timing.grace, packs))
         return bool(packs)
 

@@ -294,25 +294,31 @@ class Log:
     async def _create(self, record: Record, data: bytes, deadline: float) -> bool:
         """Whether ``record`` is in the log now; ``False`` if an earlier try of ours was adopted instead."""
         key = log_key(record.seq)
+        decode_record(data, record.seq)  # what our own reader would refuse must never get into a log
         delay = 0.05
         # Noted before it is sent: whatever ends this call, a cancellation too, the create may still land.
         self._unsettled.add(record.nonce)
+        unclear = False
         for attempt in count(1):
             last_error: StoreError
             try:
                 await self.store.create(key, data)
             except StoreError as error:
                 last_error = error
+                unclear = unclear or error.kind != NO_SPACE
             else:
                 return True
             if last_error.kind != NOT_DURABLE:
                 verdict = await self._read_back(record, key, last_error)
                 if verdict is not None:
                     return verdict
+            if last_error.kind == NO_SPACE and not await self.make_room():
+                if not unclear:  # refused before it could be named: it cannot land any more
+                    self._unsettled.discard(record.nonce)
+                raise last_error
             if last_error.kind == NOT_DURABLE or self.timing.clock() + delay >= deadline:
                 raise self._unknown(record, last_error) from last_error
-            full = last_error.kind == NO_SPACE and not await self.make_room()
-            if full or (not last_error.transient and not isinstance(last_error, KeyExistsError)):
+            if not last_error.transient and not isinstance(last_error, KeyExistsError):
                 raise last_error
             self.on_retry("create", key, attempt, last_error)
             await self.timing.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter

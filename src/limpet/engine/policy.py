@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from limpet.engine.live import LiveSet
 from limpet.engine.log import Head
 from limpet.errors import CorruptError, FormatError
+from limpet.events import warn_gently
 from limpet.format import retention
 
 __all__ = ["DEFAULT_POLICY", "policy_to_record", "report_narrowing"]
@@ -41,9 +41,7 @@ def report_narrowing(url: str, asked: retention.Policy | None, head: Head, live:
     gone = retention.narrows(recorded, asked, live.infos())
     if gone:
         steps = ", ".join(str(live.checkpoints[seq].info.step) for seq in gone)
-        warnings.warn(
+        warn_gently(
             f"limpet: {url} kept {retention.describe(recorded)}; with retain={retention.describe(asked)} the next"
-            f" commit gives up the checkpoints of steps {steps}.",
-            RuntimeWarning,
-            stacklevel=1,
+            f" commit gives up the checkpoints of steps {steps}."
         )

@@ -16,7 +16,7 @@ import blake3
 import numpy as np
 
 from limpet.engine.encode import RAW
-from limpet.engine.live import Checkpoint, most_telling
+from limpet.engine.live import Checkpoint
 from limpet.engine.slots import Bytes8
 from limpet.errors import CorruptError
 from limpet.format import codec
@@ -139,20 +139,25 @@ class Reader:
         """
         runs = _plan_runs(opened.manifest, destinations)
         limit = anyio.Semaphore(_PARALLEL_RUNS)
+        errors: list[Exception] = []
 
         async def read(run: _Run) -> None:
+            # A read that has begun is never cancelled: its thread would go on writing into memory that the caller,
+            # or the fallback to an older checkpoint, fills anew.
             async with limit:
-                await self._read_run(opened, run)
+                if errors:
+                    return
+                try:
+                    await self._read_run(opened, run)
+                except Exception as error:  # raised below, once no read is under way any more
+                    errors.append(error)
 
-        if len(runs) == 1:
-            await self._read_run(opened, runs[0])
-            return
-        try:
-            async with anyio.create_task_group() as group:
-                for run in runs:
-                    group.start_soon(read, run)
-        except BaseExceptionGroup as errors:
-            raise most_telling(errors) from None
+        async with anyio.create_task_group() as group:
+            for run in runs:
+                group.start_soon(read, run)
+        if errors:
+            # What the store could not tell comes before damage: it must not look like a reason to fall back.
+            raise min(errors, key=lambda error: isinstance(error, CorruptError))
 
     async def stream(self, opened: Opened, index: int) -> AsyncIterator[Bytes8]:
         """One buffer's bytes, in order, piece by piece, in bounded memory."""

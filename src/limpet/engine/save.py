@@ -235,13 +235,16 @@ class SaveQueue:
         if watched:  # a call that waits in line may supersede this one now
             self.notify()
 
-    def abandon(self, save: Save, error: BaseException) -> None:
-        """The staging of an admitted save failed in its caller."""
+    def abandon(self, save: Save, error: BaseException) -> bool:
+        """The staging of an admitted save failed in its caller; ``False`` if it was pushed already."""
         with self._lock:
+            if save not in self._staging:
+                return False
             self._staging.remove(save)
         save.fail(error)
         self.notify()
         self._wake(True)
+        return True
 
     def start_nowait(self, wait_seconds: Callable[[], float]) -> Save | float | None:
         """The next save to write; or how many seconds its pacing asks for; or ``None`` if there is nothing to start.
@@ -284,7 +287,7 @@ class SaveQueue:
     def unfinished(self) -> list[Save]:
         """Everything accepted that has not ended, oldest first."""
         with self._lock:
-            return [*self._active, *self._waiting]
+            return [*self._active, *self._waiting, *self._staging]
 
     def hurry(self, hurried: bool = True) -> None:
         """Stop (or go on) pacing."""

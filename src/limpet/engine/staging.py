@@ -138,20 +138,13 @@ class Copier:
         if self._helpers is None or total < _PARALLEL_FROM_BYTES:
             _drain(pieces)
             return
-        latch = _Latch(self._helpers.count)
-
-        def help_out() -> None:
-            try:
-                _drain(pieces)
-            finally:
-                latch.count_down()
-
+        crew = _Crew(pieces)
         for _ in range(self._helpers.count):
-            self._helpers.submit(help_out)
+            self._helpers.submit(crew.help_out)
         try:
             _drain(pieces)
         finally:
-            latch.wait()
+            crew.dismiss()
 
 
 def _gather(buffer: Buffer, target: Bytes8) -> None:
@@ -177,19 +170,29 @@ def _drain(pieces: deque[tuple[Bytes8, Bytes8]]) -> None:
         np.copyto(target, source)
 
 
-class _Latch:
-    """Opens when it was counted down to zero."""
+class _Crew:
+    """The helpers of one copy. Those that have begun are waited for; those that come later find it over."""
 
-    def __init__(self, count: int) -> None:
-        self._left = count
-        self._lock = threading.Lock()
-        self._open = threading.Event()
+    def __init__(self, pieces: deque[tuple[Bytes8, Bytes8]]) -> None:
+        self._pieces = pieces
+        self._busy = 0
+        self._over = False
+        self._changed = threading.Condition()
 
-    def count_down(self) -> None:
-        with self._lock:
-            self._left -= 1
-            if self._left == 0:
-                self._open.set()
+    def help_out(self) -> None:
+        with self._changed:
+            if self._over:
+                return
+            self._busy += 1
+        try:
+            _drain(self._pieces)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
 
-    def wait(self) -> None:
-        self._open.wait()
+    def dismiss(self) -> None:
+        with self._changed:
+            self._over = True
+            while self._busy:
+                self._changed.wait()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from limpet.engine.budget import ByteBudget
-from limpet.engine.encode import BatchStream, Encoded, encode_chunks
+from limpet.engine.encode import BatchStream, Encoded, encode_chunks, mostly_known
 from limpet.engine.index import ChunkIndex, Known
 from limpet.engine.log import Timing
 from limpet.engine.save import Save
@@ -36,6 +36,8 @@ _PACK_BYTES = 256 << 20
 _PACKS_PER_SAVE = 32
 _INLINE_RAW_MAX = 16 << 10
 """States larger than this are not even tried in the record, unless nearly all of it is known already."""
+_INLINE_TRIAL_MAX = 64 << 20
+"""Of states larger than this it is not even looked at how much is known: that hashes them once more."""
 
 
 @dataclass(slots=True)
@@ -167,19 +169,17 @@ class Upload:
     async def _try_inline(self) -> Uploaded | None:
         """The save as a record's body, if what is new of it is tiny."""
         plan = self._snapshot.plan
-        if plan.raw_bytes > _INLINE_RAW_MAX and not self._known:
-            return None
-        encoded: list[Encoded] = []
+        choose = self.resources.chooser.choose
+        chunks = [(chunk, choose(chunk.dtype, chunk.raw_bytes, i)) for i, chunk in enumerate(plan.chunks)]
         if plan.raw_bytes <= _INLINE_RAW_MAX:  # too small to be worth a hop
-            choose = self.resources.chooser.choose
-            chunks = [(chunk, choose(chunk.dtype, chunk.raw_bytes, i)) for i, chunk in enumerate(plan.chunks)]
             encoded = encode_chunks(self._snapshot, chunks, self._known)
+        elif self._known and plan.raw_bytes <= _INLINE_TRIAL_MAX:
+            workers = self.resources.workers(self.save)
+            if not await workers.run(mostly_known, self._snapshot, plan.chunks, self._known, _INLINE_RAW_MAX):
+                return None
+            encoded = await workers.run(encode_chunks, self._snapshot, chunks, self._known)
         else:
-            async with aclosing(self._batches(0)) as batches:
-                async for _, batch in batches:
-                    encoded += batch
-                    if _new_bytes(encoded) > INLINE_BYTES_MAX:
-                        return None
+            return None
         body = b"".join(self._place(encoded, "", 0)[0])
         stored, digest = encode_manifest(self._build_manifest())
         if len(body) + len(stored) > INLINE_BYTES_MAX:
@@ -202,7 +202,7 @@ class Upload:
                     size = await self.resources.store.put(key, parts, size_hint=self._pack_bytes())
             except StoreError as error:
                 self._forget_from(start)
-                failed_since = started if failed_since is None else failed_since
+                failed_since = timing.clock() if failed_since is None else failed_since
                 await self._consider(error, key, attempt, failed_since)
                 await timing.sleep(delay)
             else:
@@ -320,7 +320,3 @@ def forget_locals(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _new_bytes(encoded: Sequence[Encoded]) -> int:
-    return sum(memoryview(chunk.stored).nbytes for chunk in encoded if chunk.known is None)

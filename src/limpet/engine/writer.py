@@ -7,7 +7,6 @@ happens to a caller, or to another save, cancels it.
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from limpet.engine.reader import Reader
 from limpet.engine.save import Save, SaveQueue
 from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
 from limpet.errors import CorruptError, LimpetError, NotFoundError, StoreError, UsageError
-from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded
+from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded, warn_gently
 from limpet.format import retention
 from limpet.format.codec import CodecChooser
 from limpet.format.layout import DATA_PREFIX
@@ -106,6 +105,7 @@ class RunWriter:
         self._tidy_wakeup = asyncio.Event()
         self._stopped = asyncio.Event()
         self._scopes: set[anyio.CancelScope] = set()
+        self._sent: set[int] = set()  # numbers of saves whose commit record may be on its way
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Head:
@@ -218,7 +218,8 @@ class RunWriter:
                 failed = True
                 self._fail(save, StoreError("the save was not committed before the deadline of close().", kind="late"))
             # A create whose answer never came may still land, whatever ended the save that sent it.
-            unknown = failed and not self.log.settled
+            unknown = failed and number in self._sent and not self.log.settled
+            self._sent.discard(number)
             done.set()
             self.janitor.end(number, unknown=unknown, failed=failed)
             self._queue.finished(save)
@@ -237,6 +238,7 @@ class RunWriter:
         if before is not None:
             await before.wait()
         save.handle.phase = Phase.COMMITTING
+        self._sent.add(number)
         record = await self._commit(save, uploaded)
         self._emit(Committed(record.seq, save.step, uploaded.raw_bytes, uploaded.new_bytes, save.elapsed()))
         for step in save.replaced_steps:
@@ -296,9 +298,10 @@ class RunWriter:
                 try:
                     await self._sweep(graceful=True)
                 except Exception as error:  # housekeeping goes on, whatever it was
-                    warnings.warn(f"limpet could not sweep {self._store.url}: {error}", RuntimeWarning, stacklevel=1)
+                    warn_gently(f"limpet could not sweep {self._store.url}: {error}")
                     await anyio.sleep(_SWEEP_AGAIN_SECONDS)
-                await anyio.sleep(1.0)
+                # A steady run always has something due: a listing now and then is enough.
+                await anyio.sleep(max(1.0, self._settings.timing.grace / 4))
                 continue
             with anyio.move_on_after(due):
                 await self._tidy_wakeup.wait()
@@ -366,10 +369,13 @@ class RunWriter:
         if self.log.stopped is None:
             with anyio.move_on_after(goodbye_seconds, shield=True):
                 try:
-                    await self._append(lambda base: msgspec.structs.replace(base, kind="close"))
-                    await self._sweep(graceful=True, closing=True)
+                    try:
+                        await self._append(lambda base: msgspec.structs.replace(base, kind="close"))
+                    finally:
+                        if self.log.stopped is None:
+                            await self._sweep(graceful=True, closing=True)
                 except LimpetError as error:
-                    warnings.warn(f"limpet left {self._store.url} untidy: {error}", RuntimeWarning, stacklevel=1)
+                    warn_gently(f"limpet left {self._store.url} untidy: {error}")
         if self._timer is not None:
             self._timer.cancel()
         self._stopped.set()

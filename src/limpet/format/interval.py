@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from limpet.errors import UsageError
 
-__all__ = ["Due", "Every", "Interval", "check_period", "due"]
+__all__ = ["Due", "Every", "Interval", "check_period", "due", "plain_number"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,9 @@ class Every:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_period("Every", self.steps, self.seconds)
+        steps, seconds = check_period("Every", self.steps, self.seconds)
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "seconds", seconds)
 
 
 Interval: TypeAlias = Every
@@ -84,8 +87,8 @@ def _due_by_seconds(seconds: float, now: float, last_time: float | None) -> Due:
     return Due(False, f"the next save is due in {seconds - elapsed:.3g} s")
 
 
-def check_period(name: str, steps: object, seconds: object) -> None:
-    """Check what ``name(steps=..., seconds=...)`` was given: one of both, and a number above zero.
+def check_period(name: str, steps: object, seconds: object) -> tuple[int | None, float | None]:
+    """What ``name(steps=..., seconds=...)`` was given, as Python's own numbers: one of both, above zero.
 
     Raises:
         UsageError: it is something else.
@@ -95,12 +98,31 @@ def check_period(name: str, steps: object, seconds: object) -> None:
             f"{name}(steps={steps!r}, seconds={seconds!r}): exactly one of them counts.",
             hint=f"Use {name}(steps=100) or {name}(seconds=60).",
         )
-    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
-        raise UsageError(f"{name}(steps={steps!r}) is not a number of steps.", hint="Give a whole number, 1 or more.")
-    if seconds is not None and not _is_duration(seconds):
-        raise UsageError(f"{name}(seconds={seconds!r}) is not a duration.", hint="Give a finite number above zero.")
-
-
-def _is_duration(value: object) -> bool:
+    if steps is not None:
+        count = plain_number(steps)
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(
+                f"{name}(steps={steps!r}) is not a number of steps.", hint="Give a whole number, 1 or more."
+            )
+        return count, None
+    period = plain_number(seconds)
     # The bound refuses infinity, and whole numbers that no float can hold; every comparison refuses NaN.
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+    if period is None or not 0 < period <= sys.float_info.max:
+        raise UsageError(f"{name}(seconds={seconds!r}) is not a duration.", hint="Give a finite number above zero.")
+    return None, period
+
+
+def plain_number(value: Any) -> int | float | None:
+    """A number, another library's too, as Python's own; ``None`` for anything else, above all truth values."""
+    if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":
+        return None
+    if getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        pass
+    try:
+        return float(value) if hasattr(value, "__float__") else None
+    except (TypeError, ValueError, OverflowError):
+        return None

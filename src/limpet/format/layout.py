@@ -10,6 +10,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from limpet.errors import UsageError
+
 __all__ = [
     "DATA_PREFIX",
     "FORMAT_KEY",
@@ -83,7 +85,16 @@ def parse_pack_key(key: str) -> PackName | None:
     return PackName(int(epoch), int(save), nonce, int(rank), int(part))
 
 
-def child_prefix(name: str) -> str:
-    """Where the child run ``name`` lives, relative to its parent's root."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"child/{digest[:32]}"
+def child_prefix(name: object) -> str:
+    """Where the child run ``name`` lives, relative to its parent's root.
+
+    Raises:
+        UsageError: ``name`` is no text, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"child({name!r:.100}): a child needs a name that is not empty.", hint="Give a str.")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"child({name!r:.100}): the name is no valid text.", hint="Take surrogates out.") from None
+    return f"child/{hashlib.sha256(encoded).hexdigest()[:32]}"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 from limpet.errors import CorruptError, FormatError, UsageError
-from limpet.format.interval import check_period
+from limpet.format.interval import check_period, plain_number
 from limpet.types import CheckpointInfo
 
 __all__ = [
@@ -54,7 +54,7 @@ class Last(_Combinable):
     n: int
 
     def __post_init__(self) -> None:
-        _check_count("Last", self.n)
+        object.__setattr__(self, "n", _count("Last", self.n))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,9 @@ class Periodic(_Combinable):
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_period("Periodic", self.steps, self.seconds)
+        steps, seconds = check_period("Periodic", self.steps, self.seconds)
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "seconds", seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Best(_Combinable):
 
     def __post_init__(self) -> None:
         _check_ranking(self.metric, self.largest)
-        _check_count("Best", self.n)
+        object.__setattr__(self, "n", _count("Best", self.n))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +224,20 @@ def _parts(policy: Policy) -> tuple[Simple, ...]:
     return policy.policies if isinstance(policy, AnyOf) else (policy,)
 
 
-def _check_count(name: str, n: object) -> None:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+def _count(name: str, n: object) -> int:
+    count = plain_number(n)
+    if not isinstance(count, int) or count < 1:
         raise UsageError(f"{name}: {n!r} is not a number of checkpoints.", hint="Give a whole number, 1 or more.")
+    return count
 
 
 def _check_ranking(metric: object, largest: object) -> None:
     if not isinstance(metric, str) or not metric:
         raise UsageError(f"Best({metric!r}) names no metric.", hint='Give a key of meta, as Best("loss").')
+    try:
+        metric.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"Best({metric!r}) is no valid text.", hint="Take surrogates out.") from None
     if not isinstance(largest, bool):
         raise UsageError(f"Best(largest={largest!r}) is neither True nor False.", hint="Give one of them.")
 

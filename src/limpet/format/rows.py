@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from limpet.errors import CorruptError
 from limpet.format.filetree import decode_file_tree
-from limpet.format.paths import format_path
-from limpet.format.summary import walk
+from limpet.format.paths import LeafPath, format_path
+from limpet.format.summary import children_of, walk
 from limpet.types import LeafRow
 
 __all__ = ["describe_leaves", "files_payload"]
@@ -27,12 +27,28 @@ def describe_leaves(tree: Any, sizes: Sequence[int]) -> list[LeafRow]:
         CorruptError: the tree does not fit the schema.
     """
     rows: list[LeafRow] = []
-    for path, leaf in walk(tree):
+    leaves = list(walk(tree))
+    payloads = dict(_payloads(tree, ()))  # after the walk, which has checked the depth
+    for path, leaf in leaves:
         if any(not 0 <= index < len(sizes) for index in leaf.buffers):
             raise CorruptError(f"the leaf {format_path(path)} names a buffer that does not exist.")
         nbytes = sum(sizes[index] for index in leaf.buffers)
+        if path in payloads:
+            files = decode_file_tree(payloads[path], sizes).files
+            nbytes = sum(sizes[file.buffer] for file in files if file.buffer is not None)
         rows.append(LeafRow(format_path(path), leaf.kind, _dtype_name(leaf.dtype), leaf.shape, nbytes, leaf.value))
     return rows
+
+
+def _payloads(node: Any, path: LeafPath) -> Iterator[tuple[LeafPath, Any]]:
+    """The payload of each ``Files`` leaf, which alone knows its buffers."""
+    while type(node) is list and len(node) == 3 and node[0] in ("stateful", "custom"):
+        node = node[2]
+    if type(node) is list and len(node) == 2 and node[0] == "files":
+        yield path, node[1]
+        return
+    for key, child in children_of(node):
+        yield from _payloads(child, (*path, key))
 
 
 def _dtype_name(dtype: str) -> str:

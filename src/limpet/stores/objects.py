@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+import anyio
 import numpy as np
 import obstore
 
@@ -343,7 +344,8 @@ class _Upload:
         if self._writer is None:
             return
         writer, self._writer = self._writer, None
-        with suppress(Exception):
+        # Shielded: in a cancelled scope every await is cancelled again, and the parts would stay in the bucket.
+        with anyio.CancelScope(shield=True), suppress(Exception):
             await asyncio.wait_for(writer.__aexit__(RuntimeError, RuntimeError("aborted"), None), _ABORT_SECONDS)
 
     def _take(self) -> memoryview:

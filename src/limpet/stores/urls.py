@@ -16,7 +16,7 @@ from limpet.stores.base import Store, split_key
 if TYPE_CHECKING:
     from limpet.stores.objects import Bucket
 
-__all__ = ["open_store"]
+__all__ = ["are_alike", "open_store", "refuse_credentials"]
 
 _BUCKETS = {
     "s3": "S3Store",
@@ -64,13 +64,18 @@ def open_store(url: str | os.PathLike[str], storage: Mapping[str, Any] | None = 
     Raises:
         UsageError: the url or an option is not understood, or would send credentials over plain http.
     """
-    text: object = os.fspath(url)  # a path may be of bytes, whatever its type says
+    text: object = os.fspath(url) if isinstance(url, os.PathLike) else url  # of bytes, or None, whatever its type says
+    if storage is not None and not isinstance(storage, Mapping):  # not shown: it may be a secret
+        raise UsageError(
+            f"storage= is a {type(storage).__name__}, not a dict.", hint="Give names and values of options."
+        )
     options = dict(storage or {})
     if not isinstance(text, str) or not text:
         raise UsageError(f"{text!r} is not a place for a run", hint=f"Give {_KNOWN}.")
     scheme, mark, rest = text.partition("://")
     if not mark or isinstance(url, os.PathLike):
         return _open_folder(os.path.expanduser(text), options)
+    refuse_credentials(text)
     scheme = scheme.lower()
     if scheme == "file":
         return _open_folder(_file_path(text), options)
@@ -79,6 +84,32 @@ def open_store(url: str | os.PathLike[str], storage: Mapping[str, Any] | None = 
     if scheme in _BUCKETS:
         return _open_bucket(scheme, rest, options)
     raise UsageError(f"the scheme {scheme}:// is not known", hint=f"Give {_KNOWN}.")
+
+
+def refuse_credentials(url: str) -> None:
+    """Refuse a url with a user or a password in it, which would come up in records and messages.
+
+    Raises:
+        UsageError: there is one; the message does not repeat it.
+    """
+    scheme, mark, rest = url.partition("://")
+    scheme, place = scheme.lower(), rest.partition("/")[0]
+    if not mark or scheme == "memory":
+        return
+    container = scheme in ("abfs", "abfss") and place.count("@") == 1  # container@account
+    # A secret may hold a slash, and end the place early: no bucket has a colon in its name.
+    if ("@" in place and not container) or (":" in place and scheme in _BUCKETS):
+        raise UsageError(
+            f"a {scheme:.10}:// url takes no user, password or port.",
+            hint="Put credentials into storage= or the environment.",
+        )
+
+
+def are_alike(url: str, other: str) -> bool:
+    """Whether two urls are of one scheme (``s3`` and ``s3a`` are one), so that one's storage options suit the other."""
+    schemes = [each.partition("://")[0].lower() if "://" in each else "file" for each in (url, other)]
+    first, second = (_BUCKETS.get(scheme, scheme) for scheme in schemes)
+    return first == second
 
 
 def _open_folder(path: str, options: dict[str, Any]) -> Store:
@@ -109,7 +140,10 @@ def _open_memory(rest: str, options: dict[str, Any]) -> Store:
 
 def _refuse_options(kind: str, options: dict[str, Any]) -> None:
     if options:
-        raise UsageError(f"{kind} takes no storage options, but got {', '.join(sorted(map(repr, options)))}")
+        raise UsageError(
+            f"{kind} takes no storage options, but got {', '.join(sorted(map(repr, options)))}",
+            hint="Leave storage= out, or give an s3://, gs:// or az:// url.",
+        )
 
 
 def _prefix(path: str) -> str:
@@ -123,10 +157,10 @@ def _open_bucket(scheme: str, rest: str, options: dict[str, Any]) -> Store:
 
     place, _, path = rest.partition("/")
     name, at, host = place.partition("@")
-    if "?" in rest or "#" in rest or (at and not scheme.startswith("abfs")):
-        raise UsageError(f"a {scheme}:// url takes no user, query or fragment", hint="Pass options in storage=.")
+    if "?" in rest or "#" in rest:
+        raise UsageError(f"a {scheme}:// url takes no query or fragment", hint="Pass options in storage=.")
     if not name:
-        raise UsageError(f"{scheme}://{rest} names no bucket")
+        raise UsageError(f"{scheme}://{rest} names no bucket", hint=f"Write {scheme}://bucket/run-42.")
     if at:
         options.setdefault("account_name", host.partition(".")[0])
     if scheme.startswith("s3") and not any("disable_bulk_delete" in option for option in options):
