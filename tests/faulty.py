@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limpet import Checkpointer, Run, StoreError
-from limpet.engine.log import Timing
+from limpet.engine.timing import Timing
 from limpet.pending import Completion
 from limpet.stores.base import Bytes, Entry, Store
 from limpet.stores.memory import MemoryStore

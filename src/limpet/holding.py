@@ -8,10 +8,10 @@ import time
 import warnings
 from collections.abc import Callable
 
-from limpet.engine.log import Timing
 from limpet.engine.opening import View
 from limpet.engine.reader import Reader
 from limpet.engine.save import Save
+from limpet.engine.timing import Timing
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.events import Event
 from limpet.finding import Source

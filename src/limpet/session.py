@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from limpet.engine.capture import clear_stale_spools
-from limpet.engine.log import Timing
 from limpet.engine.memory import default_limit_bytes
 from limpet.engine.opening import View, claim_root
 from limpet.engine.save import OnBusy, SaveQueue
 from limpet.engine.slots import MemoryBudget, SlotPool
 from limpet.engine.staging import Copier
+from limpet.engine.timing import Timing
 from limpet.engine.writer import RunWriter, WriterSettings
 from limpet.errors import HeldError, StoreError, UsageError
 from limpet.events import Event, Hook, Opened, Retried, warn_gently

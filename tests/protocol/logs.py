@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 from tests.faulty import QUICK, Faulty, Shelf
 
-from limpet.engine.log import Head, Log, Timing
+from limpet.engine.log import Head, Log
+from limpet.engine.timing import Timing
 from limpet.format.layout import log_key
 from limpet.format.record import Commit, ManifestAt, Record, decode_record, encode_record, from_ranges, to_ranges
 from limpet.stores.base import Store

@@ -18,7 +18,7 @@ from tests.protocol.logs import committing, opened, tiny_commit
 from limpet import CommitUnknownError, FencedError, Last, StoreError
 from limpet.engine.janitor import Janitor, decide_deletes
 from limpet.engine.live import Checkpoint, LiveSet, info_of
-from limpet.engine.log import Timing
+from limpet.engine.timing import Timing
 from limpet.format.layout import PackName, log_key, pack_key, parse_pack_key
 from limpet.format.record import PackUse, Record
 from limpet.stores.base import Entry

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from limpet.engine.live import Checkpoint, LiveSet
-from limpet.engine.log import Log, Timing
+from limpet.engine.log import Log
+from limpet.engine.timing import Timing
 from limpet.errors import StoreError
 from limpet.format.layout import DATA_PREFIX, parse_pack_key
 from limpet.stores.base import Entry, Store

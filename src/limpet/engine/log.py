@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-import anyio
-
+from limpet.engine.timing import Timing
 from limpet.errors import CommitUnknownError, CorruptError, FencedError, FormatError, LimpetError, StoreError
 from limpet.format.layout import DATA_PREFIX, LOG_PREFIX, log_key, parse_log_key, parse_pack_key
 from limpet.format.record import (
@@ -30,28 +29,7 @@ from limpet.format.record import (
 )
 from limpet.stores.base import NO_SPACE, NOT_DURABLE, KeyExistsError, KeyMissingError, Store
 
-__all__ = ["Head", "Log", "Timing", "check_run", "find_head", "read_record"]
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Deadlines and clocks of the engine, in seconds; tests replace them.
-
-    Attributes:
-        commit_deadline: how long an unclear create is resolved before it is called unknown.
-        open_deadline: how long a takeover races for the next record.
-        upload_deadline: how long one pack is tried again, from its first failure.
-        grace: how long data stays after it left the live set, for slow readers.
-        clock: monotonic.
-        sleep: waits.
-    """
-
-    commit_deadline: float = 60.0
-    open_deadline: float = 60.0
-    upload_deadline: float = 120.0
-    grace: float = 60.0
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+__all__ = ["Head", "Log", "check_run", "find_head", "read_record"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from limpet.engine.live import Checkpoint, load_checkpoints
-from limpet.engine.log import Timing, check_run, find_head
+from limpet.engine.log import check_run, find_head
+from limpet.engine.timing import Timing
 from limpet.errors import LimpetError, StoreError
 from limpet.format.layout import FORMAT_KEY
 from limpet.format.marker import Marker, decode_marker, encode_marker

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from limpet.engine.budget import ByteBudget
 from limpet.engine.encode import BatchStream, Encoded, encode_chunks, mostly_known
 from limpet.engine.index import ChunkIndex, Known
-from limpet.engine.log import Timing
 from limpet.engine.save import Save
 from limpet.engine.staging import Snapshot
+from limpet.engine.timing import Timing
 from limpet.errors import StoreError
 from limpet.format.codec import CodecChooser
 from limpet.format.layout import PackName, pack_key

@@ -18,10 +18,11 @@ from limpet.engine.budget import ByteBudget
 from limpet.engine.index import MANIFESTS, ChunkIndex
 from limpet.engine.janitor import Janitor
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
-from limpet.engine.log import Head, Log, Timing
+from limpet.engine.log import Head, Log
 from limpet.engine.policy import policy_to_record, report_narrowing
 from limpet.engine.reader import Reader
 from limpet.engine.save import Save, SaveQueue
+from limpet.engine.timing import Timing
 from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
 from limpet.errors import CorruptError, LimpetError, NotFoundError, StoreError, UsageError
 from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded, warn_gently
