@@ -30,6 +30,7 @@ def frameworks(session: nox.Session) -> None:
     """What PyTorch and JAX are needed for."""
     session.install("-e", ".[cli,test]", TORCH, JAX)
     session.run("python", "-m", "pytest", "-m", "torch or jax", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/test_spec.py", *session.posargs)
 
 
 @nox.session
