@@ -6,7 +6,6 @@ The face holds it, and so does the exit guard, which must be able to drain after
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +104,6 @@ class Session:
         self.unseen = Unseen()
         self.before_drain: Callable[[], None] = lambda: None
         self.writer: RunWriter
-        self._served = threading.Event()
         self._locked = False
         self._guard: ExitGuard | None = None
 
@@ -177,8 +175,6 @@ class Session:
         except BaseException as error:  # a defect of ours: nothing that waits may wait for ever
             self.queue.close(error)
             raise
-        finally:
-            self._served.set()
 
     def _wake(self, at_once: bool) -> None:
         (self.loop.call_soon if at_once else self.loop.call_gently)(self.writer.wake)
