@@ -22,6 +22,7 @@ from limpet.engine.timing import Timing
 from limpet.engine.writer import RunWriter, WriterSettings
 from limpet.errors import HeldError, StoreError, UsageError
 from limpet.events import Event, Hook, Opened, Retried, warn_gently
+from limpet.failpoints import reach
 from limpet.format.retention import Policy
 from limpet.loop import EngineLoop, ExitGuard, Operation, Wait, drive, insist
 from limpet.pending import Unseen
@@ -150,7 +151,9 @@ class Session:
         for folder in (self.store.spool_folder(), tempfile.gettempdir()):
             if folder is not None:
                 await self.threads.urgent.run(clear_stale_spools, Path(folder))
+        reach("open.locked")
         marker = await claim_root(self.store, settings.name, settings.timing)
+        reach("open.claimed")
         self.writer = RunWriter(
             self.store,
             WriterSettings(

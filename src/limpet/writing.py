@@ -14,6 +14,7 @@ from limpet.engine.slots import Lease
 from limpet.engine.staging import Draft, Snapshot
 from limpet.errors import LimpetError, UsageError
 from limpet.events import Staged
+from limpet.failpoints import reach
 from limpet.format import retention
 from limpet.holding import Holding
 from limpet.loop import Operation, Wait, on_worker
@@ -199,6 +200,7 @@ class Writing(Holding):
                 copier.copy(draft, lease)
             save.snapshot = Snapshot(draft, lease)
             save.stalled_seconds = save.staged_seconds = save.elapsed()
+            reach("save.staged")
             save.handle._staged.set_result(None)
             session.queue.push(save)
         except BaseException as error:

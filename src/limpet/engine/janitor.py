@@ -13,6 +13,7 @@ from limpet.engine.live import Checkpoint, LiveSet
 from limpet.engine.log import Log
 from limpet.engine.timing import Timing
 from limpet.errors import StoreError
+from limpet.failpoints import reach
 from limpet.format.layout import DATA_PREFIX, parse_pack_key
 from limpet.stores.base import Entry, Store
 from limpet.types import Swept
@@ -140,6 +141,7 @@ class Janitor:
         if self.blocked:
             return Swept()
         listed = await self.store.list(DATA_PREFIX)
+        reach("sweep.listed")
         now = self.timing.clock()
         older_too = not graceful or closing or now >= self._opened + self.timing.grace
         if graceful:
@@ -166,7 +168,9 @@ class Janitor:
             if self.log.stopped is not None:
                 break
             try:
+                reach("delete.before")
                 await self.store.delete(entry.key)
+                reach("delete.after")
             except StoreError:
                 self._note_litter()  # a store that refuses deletes is not asked again at once
                 continue

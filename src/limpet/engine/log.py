@@ -18,6 +18,7 @@ from typing import Any
 
 from limpet.engine.timing import Timing
 from limpet.errors import CommitUnknownError, CorruptError, FencedError, FormatError, LimpetError, StoreError
+from limpet.failpoints import reach
 from limpet.format.layout import DATA_PREFIX, LOG_PREFIX, log_key, parse_log_key, parse_pack_key
 from limpet.format.record import (
     RECORD_BYTES_MAX,
@@ -280,7 +281,9 @@ class Log:
         for attempt in count(1):
             last_error: StoreError
             try:
+                reach("create.before")
                 await self.store.create(key, data)
+                reach("create.after")
             except StoreError as error:
                 last_error = error
                 unclear = unclear or error.kind != NO_SPACE

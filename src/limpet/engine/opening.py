@@ -10,6 +10,7 @@ from limpet.engine.live import Checkpoint, load_checkpoints
 from limpet.engine.log import check_run, find_head
 from limpet.engine.timing import Timing
 from limpet.errors import LimpetError, StoreError
+from limpet.failpoints import reach
 from limpet.format.layout import FORMAT_KEY
 from limpet.format.marker import Marker, decode_marker, encode_marker
 from limpet.stores.base import KeyExistsError, KeyMissingError, Store
@@ -43,6 +44,7 @@ async def fresh_view(store: Store, known: Callable[[int], Checkpoint | None] = l
     """
     marker = await read_marker(store)
     head = await find_head(store)
+    reach("read.listed")
     if head.record is None:
         return View()
     if marker is not None:

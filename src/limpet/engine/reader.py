@@ -19,6 +19,7 @@ from limpet.engine.encode import RAW
 from limpet.engine.live import Checkpoint
 from limpet.engine.slots import Bytes8
 from limpet.errors import CorruptError
+from limpet.failpoints import reach
 from limpet.format import codec
 from limpet.format.manifest import ChunkAt, Manifest, decode_manifest
 from limpet.format.record import Commit
@@ -110,6 +111,7 @@ class Reader:
         except CorruptError:
             # A flip on the way is not damage at rest: ask once more.
             manifest = await self._manifest(checkpoint, commit, body)
+        reach("read.manifest")
         return Opened(checkpoint, manifest, body)
 
     async def _manifest(self, checkpoint: Checkpoint, commit: Commit, body: bytes) -> Manifest:
@@ -185,6 +187,7 @@ class Reader:
     async def _read_run(self, opened: Opened, run: _Run) -> None:
         try:
             await self._read_run_once(opened, run)
+            reach("read.run")
         except CorruptError:
             # A flip on the way is not damage at rest: ask once more.
             await self._read_run_once(opened, run)

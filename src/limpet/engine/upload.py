@@ -21,6 +21,7 @@ from limpet.engine.save import Save
 from limpet.engine.staging import Snapshot
 from limpet.engine.timing import Timing
 from limpet.errors import StoreError
+from limpet.failpoints import reach
 from limpet.format.codec import CodecChooser
 from limpet.format.layout import PackName, pack_key
 from limpet.format.manifest import ChunkAt, Manifest, encode_manifest
@@ -206,6 +207,7 @@ class Upload:
                 await self._consider(error, key, attempt, failed_since)
                 await timing.sleep(delay)
             else:
+                reach("save.pack_done")
                 self._sizes[key] = size
                 self.resources.chooser.observe_store(size, timing.clock() - started)
                 return
@@ -230,11 +232,13 @@ class Upload:
                 part, offset = self._place(batch, key, offset)
                 if part:
                     yield part
+                    reach("save.part_sent")
                 if offset >= target and len(self._placed) < len(self._snapshot.plan.chunks):
                     return
         self.save.encoded_seconds = self.save.elapsed()
         stored, digest = encode_manifest(self._build_manifest())
         yield [stored]
+        reach("save.manifest_sent")
         self._at = ManifestAt(key, offset, len(stored), digest)
 
     async def _batches(self, start: int) -> AsyncGenerator[tuple[int, list[Encoded]], None]:

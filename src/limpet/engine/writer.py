@@ -26,6 +26,7 @@ from limpet.engine.timing import Timing
 from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
 from limpet.errors import CorruptError, LimpetError, NotFoundError, StoreError, UsageError
 from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded, warn_gently
+from limpet.failpoints import reach
 from limpet.format import retention
 from limpet.format.codec import CodecChooser
 from limpet.format.layout import DATA_PREFIX
@@ -125,6 +126,7 @@ class RunWriter:
             retain=lambda head: policy_to_record(settings.retain, head),
             note=settings.note,
         )
+        reach("open.created")
         self.log.on_adopted = self._apply
         self.log.on_retry = self._retried
         self.log.make_room = self._make_room
@@ -137,6 +139,7 @@ class RunWriter:
         self.janitor = Janitor(self._store, self.log, self.live, settings.timing)
         self._resources = self._make_resources()
         await self._build_index(checkpoints[:MANIFESTS])
+        reach("open.loaded")
         self._emit(Opened(self._store.url, self.log.epoch, _left_behind(head)))
         return head
 
@@ -233,7 +236,9 @@ class RunWriter:
         # In one step: what the save may refer to is what is live now, and that stays until the save is settled.
         upload = Upload(self._resources, save, number)
         self.janitor.begin(number)
+        reach("save.begun")
         uploaded = await upload.run()
+        reach("save.uploaded")
         save.release()
         self._queue.notify()
         if before is not None:
@@ -241,6 +246,7 @@ class RunWriter:
         save.handle.phase = Phase.COMMITTING
         self._sent.add(number)
         record = await self._commit(save, uploaded)
+        reach("save.committed")
         self._emit(Committed(record.seq, save.step, uploaded.raw_bytes, uploaded.new_bytes, save.elapsed()))
         for step in save.replaced_steps:
             self._emit(Superseded(step, save.step))
@@ -371,7 +377,9 @@ class RunWriter:
             with anyio.move_on_after(goodbye_seconds, shield=True):
                 try:
                     try:
+                        reach("close.drained")
                         await self._append(lambda base: msgspec.structs.replace(base, kind="close"))
+                        reach("close.recorded")
                     finally:
                         if self.log.stopped is None:
                             await self._sweep(graceful=True, closing=True)
