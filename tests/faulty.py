@@ -146,6 +146,9 @@ class Faulty:
     async def list(self, prefix: str) -> list[Entry]:
         return await self._strike("list", prefix, lambda: self.store.list(prefix))
 
+    async def folders(self, prefix: str) -> set[str]:
+        return await self._strike("list", prefix, lambda: self.store.folders(prefix))
+
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         fault = self._enter("put", key)
         await fault.hold()

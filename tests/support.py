@@ -98,6 +98,10 @@ class Gated:
         await self._enter("list", prefix)
         return await self.store.list(prefix)
 
+    async def folders(self, prefix: str) -> set[str]:
+        await self._enter("list", prefix)
+        return await self.store.folders(prefix)
+
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         await self._enter("put", key)
         return await self.store.put(key, parts, size_hint=size_hint)

@@ -469,7 +469,7 @@ def test_the_writer_does_not_list_again_and_again(store: Faulty, shelf: Shelf) -
         for step in range(3):
             cp.write(big(step), step=step, durable=True)
         threading.Event().wait(1.5)
-        assert store.count("list", "data/") <= 4
+        assert store.count("list", "data/0") <= 4
         assert store.count("delete") <= 8
 
 

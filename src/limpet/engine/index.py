@@ -74,6 +74,15 @@ class ChunkIndex:
         """Never offer a chunk of this pack again: it was found damaged or missing."""
         self._damaged.add(key)
 
+    def packs(self) -> dict[str, int]:
+        """Every pack that something on offer lies in, and its size."""
+        return {
+            known.pack: known.pack_bytes
+            for chunks in self._by_seq.values()
+            for known in chunks.values()
+            if known.pack not in self._damaged
+        }
+
     def offer(self) -> dict[str, Known]:
         """What the next save may refer to: a frozen copy, for use on any thread."""
         merged: dict[str, Known] = {}

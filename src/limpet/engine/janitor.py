@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from limpet.engine.live import Checkpoint, LiveSet
 from limpet.engine.log import Log
 from limpet.engine.timing import Timing
 from limpet.errors import StoreError
 from limpet.failpoints import reach
-from limpet.format.layout import DATA_PREFIX, parse_pack_key
+from limpet.format.layout import DATA_PREFIX, epoch_prefix, pack_epochs, parse_pack_key
 from limpet.stores.base import Entry, Store
 from limpet.types import Swept
 
 __all__ = ["Janitor", "Verdict", "decide_deletes"]
+
+_Retired: TypeAlias = tuple[float, set[str]]
+"""When packs that left the live set may go, and which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Janitor:
     timing: Timing
     unsettled: dict[int, set[str]] = field(default_factory=dict)
     unknown: set[int] = field(default_factory=set)
-    _retired: list[tuple[float, set[str]]] = field(default_factory=list)
+    _retired: list[_Retired] = field(default_factory=list)
     _opened: float = 0.0
     _swept_older: bool = False
     _litter_due: float | None = None
@@ -140,27 +144,39 @@ class Janitor:
         """
         if self.blocked:
             return Swept()
-        listed = await self.store.list(DATA_PREFIX)
-        reach("sweep.listed")
+        epochs = pack_epochs(await self.store.folders(DATA_PREFIX))
         now = self.timing.clock()
         older_too = not graceful or closing or now >= self._opened + self.timing.grace
-        if graceful:
-            self._retired = [entry for entry in self._retired if entry[0] > now]
-        else:
-            self._retired = []
-        keep = self.live.packs().union(*self.unsettled.values(), *(packs for _, packs in self._retired))
+        going = [entry for entry in self._retired if entry[0] <= now or not graceful]
+        self._litter_due = None
+        swept = Swept()
+        try:
+            for epoch in epochs:  # the newest first: a newer writer's data is met before anything is deleted
+                listed = await self.store.list(epoch_prefix(epoch))
+                reach("sweep.listed")
+                deletes = self._decide(listed, going, 0 if older_too else self.log.epoch)
+                done = await self._delete(deletes)
+                swept = Swept(swept.objects + done.objects, swept.freed_bytes + done.freed_bytes)
+        except StoreError:
+            self._note_litter()
+            raise
+        self._retired = [entry for entry in self._retired if entry not in going]
+        self._swept_older = self._swept_older or older_too
+        return swept
+
+    def _decide(self, listed: Iterable[Entry], going: list[_Retired], keep_epochs_below: int) -> tuple[Entry, ...]:
+        """What of the objects listed may go, by all that is known in this moment."""
+        graced = (packs for due, packs in self._retired if (due, packs) not in going)
         verdict = decide_deletes(
             listed,
             epoch=self.log.epoch,
-            keep=keep,
+            keep=self.live.packs().union(*self.unsettled.values(), *graced),
             keep_saves=set(self.unsettled),
-            keep_epochs_below=0 if older_too else self.log.epoch,
+            keep_epochs_below=keep_epochs_below,
         )
         if verdict.newer_epoch is not None:
             raise self.log.fence(f"it holds data of epoch {verdict.newer_epoch}")
-        self._swept_older = self._swept_older or older_too
-        self._litter_due = None
-        return await self._delete(verdict.deletes)
+        return verdict.deletes
 
     async def _delete(self, entries: Iterable[Entry]) -> Swept:
         objects = freed = 0

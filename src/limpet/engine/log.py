@@ -19,7 +19,7 @@ from typing import Any
 from limpet.engine.timing import Timing
 from limpet.errors import CommitUnknownError, CorruptError, FencedError, FormatError, LimpetError, StoreError
 from limpet.failpoints import reach
-from limpet.format.layout import DATA_PREFIX, LOG_PREFIX, log_key, parse_log_key, parse_pack_key
+from limpet.format.layout import DATA_PREFIX, LOG_PREFIX, log_folders, log_key, parse_log_key, parse_pack_key
 from limpet.format.record import (
     RECORD_BYTES_MAX,
     Prev,
@@ -74,8 +74,7 @@ async def find_head(store: Store) -> Head:
         CorruptError: the log has a hole, or data without any record.
         StoreError: the store could not tell.
     """
-    listed = {seq for entry in await store.list(LOG_PREFIX) if (seq := parse_log_key(entry.key)) is not None}
-    last = max(listed, default=0)
+    last = await _listed_head(store)
     while True:
         try:
             await store.get(log_key(last + 1))
@@ -85,9 +84,18 @@ async def find_head(store: Store) -> Head:
     if last == 0:
         await _prove_empty(store)
         return Head(None)
-    if 1 not in listed and last > 1:
+    if last > 1:
         await _prove_first(store, last)
     return await _newest_verified(store, last)
+
+
+async def _listed_head(store: Store) -> int:
+    """The newest record that a listing shows: of one folder, however long the log is. It may lag behind."""
+    for prefix in log_folders(await store.folders(LOG_PREFIX)):
+        seqs = [seq for entry in await store.list(prefix) if (seq := parse_log_key(entry.key)) is not None]
+        if seqs:
+            return max(seqs)
+    return 0
 
 
 def check_run(store: Store, head: Head, run: str) -> None:

@@ -14,9 +14,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from limpet.engine.bases import Bases
 from limpet.engine.budget import ByteBudget
 from limpet.engine.encode import BatchStream, Encoded, encode_chunks, mostly_known
-from limpet.engine.index import ChunkIndex, Known
+from limpet.engine.index import Known
 from limpet.engine.save import Save
 from limpet.engine.staging import Snapshot
 from limpet.engine.timing import Timing
@@ -52,7 +53,7 @@ class Resources:
         timing: deadlines.
         budget: bytes in flight.
         chooser: codecs.
-        index: chunks of live checkpoints.
+        bases: chunks of live checkpoints.
         workers: gives the threads to encode a save on, which depend on how urgent it is now.
         make_room: frees what may be freed at once when the store is full; whether there was anything.
         on_retry: told of every failure that is tried again.
@@ -64,7 +65,7 @@ class Resources:
     timing: Timing
     budget: ByteBudget
     chooser: CodecChooser
-    index: ChunkIndex
+    bases: Bases
     workers: Callable[[Save], Workers]
     make_room: Callable[[], Awaitable[bool]]
     on_retry: Callable[[str, str, int, BaseException], None]
@@ -148,7 +149,7 @@ class Upload:
         if self.save.snapshot is None:
             raise AssertionError("a save is staged before it is written")
         self._snapshot = self.save.snapshot
-        self._known = self.resources.index.offer()
+        self._known = self.resources.bases.offer()
         self._sizes = {known.pack: known.pack_bytes for known in self._known.values()}
 
     async def run(self) -> Uploaded:

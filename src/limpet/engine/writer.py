@@ -7,15 +7,15 @@ happens to a caller, or to another save, cancels it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import msgspec
 
+from limpet.engine.bases import Bases
 from limpet.engine.budget import ByteBudget
-from limpet.engine.index import MANIFESTS, ChunkIndex
 from limpet.engine.janitor import Janitor
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
 from limpet.engine.log import Head, Log
@@ -24,12 +24,11 @@ from limpet.engine.reader import Reader
 from limpet.engine.save import Save, SaveQueue
 from limpet.engine.timing import Timing
 from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
-from limpet.errors import CorruptError, LimpetError, NotFoundError, StoreError, UsageError
+from limpet.errors import LimpetError, NotFoundError, StoreError, UsageError
 from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded, warn_gently
 from limpet.failpoints import reach
 from limpet.format import retention
 from limpet.format.codec import CodecChooser
-from limpet.format.layout import DATA_PREFIX
 from limpet.format.record import Record, from_ranges, to_ranges
 from limpet.pending import Phase
 from limpet.stores.base import Store
@@ -97,7 +96,7 @@ class RunWriter:
         self.live = LiveSet()
         self.committed: tuple[CheckpointInfo, ...] = ()
         self.reader = Reader(store, urgent)
-        self._index = ChunkIndex()
+        self._bases = Bases(store, settings.timing)
         self._chooser = CodecChooser(settings.compression)
         self._log_lock = anyio.Lock()
         self._tail: anyio.Event | None = None
@@ -138,7 +137,7 @@ class RunWriter:
         report_narrowing(self._store.url, settings.retain, head, self.live)
         self.janitor = Janitor(self._store, self.log, self.live, settings.timing)
         self._resources = self._make_resources()
-        await self._build_index(checkpoints[:MANIFESTS])
+        await self._bases.load(checkpoints, self.reader)
         reach("open.loaded")
         self._emit(Opened(self._store.url, self.log.epoch, _left_behind(head)))
         return head
@@ -151,7 +150,7 @@ class RunWriter:
             timing=self._settings.timing,
             budget=ByteBudget(_IN_FLIGHT_BYTES),
             chooser=self._chooser,
-            index=self._index,
+            bases=self._bases,
             workers=self._workers_for,
             make_room=self._make_room,
             on_retry=self._retried,
@@ -159,21 +158,6 @@ class RunWriter:
 
     def _retried(self, operation: str, key: str, attempt: int, error: BaseException) -> None:
         self._emit(Retried(operation, key, attempt, error))
-
-    async def _build_index(self, newest: Sequence[Checkpoint]) -> None:
-        """Offer the chunks of the newest checkpoints whose packs a listing shows, whole."""
-        if not any(checkpoint.packs for checkpoint in newest):
-            return
-        sizes = {entry.key: entry.size for entry in await self._store.list(DATA_PREFIX)}
-        for checkpoint in reversed(newest):
-            commit = checkpoint.record.commit
-            if commit is None or any(sizes.get(use.key) != use.size for use in commit.packs):
-                continue
-            try:
-                opened = await self.reader.open(checkpoint)
-            except (CorruptError, StoreError):
-                continue  # nothing to refer to: the next save writes it all
-            self._index.add(checkpoint.info.seq, opened.manifest, {use.key: use.size for use in commit.packs})
 
     async def serve(self) -> None:
         """Write what the queue holds, and keep house, until ``stop``."""
@@ -233,6 +217,7 @@ class RunWriter:
     async def _write_shielded(self, save: Save, number: int, before: anyio.Event | None) -> None:
         if self.log.stopped is not None:
             raise self.log.stopped
+        await self._bases.recheck()
         # In one step: what the save may refer to is what is live now, and that stays until the save is settled.
         upload = Upload(self._resources, save, number)
         self.janitor.begin(number)
@@ -263,7 +248,7 @@ class RunWriter:
             return msgspec.structs.replace(record, live=to_ranges(kept), pinned=to_ranges(pinned))
 
         record = await self._append(make)
-        self._index.add(record.seq, uploaded.manifest, {use.key: use.size for use in uploaded.packs})
+        self._bases.add(record.seq, uploaded.manifest, {use.key: use.size for use in uploaded.packs})
         return record
 
     async def _append(self, make: Callable[[Record], Record]) -> Record:
@@ -280,7 +265,7 @@ class RunWriter:
 
     def _apply(self, record: Record) -> None:
         left = self.live.apply(record)
-        self._index.keep_only(self.live.seqs)
+        self._bases.keep_only(self.live.seqs)
         self.committed = tuple(self.live.infos())
         if self.janitor.retire(left):
             self._tidy_wakeup.set()
@@ -365,7 +350,7 @@ class RunWriter:
 
     def discard(self, pack: str) -> None:
         """A pack was found damaged or missing: the next save writes its chunks anew."""
-        self._index.discard_pack(pack)
+        self._bases.discard_pack(pack)
 
     async def stop(self, goodbye_seconds: float) -> None:
         """Cancel what is still being written, say goodbye in the log within that long, sweep, and end ``serve``."""

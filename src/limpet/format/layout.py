@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from limpet.errors import UsageError
@@ -18,7 +19,10 @@ __all__ = [
     "LOG_PREFIX",
     "PackName",
     "child_prefix",
+    "epoch_prefix",
+    "log_folders",
     "log_key",
+    "pack_epochs",
     "pack_key",
     "parse_log_key",
     "parse_pack_key",
@@ -30,6 +34,8 @@ DATA_PREFIX = "data/"
 MAX_SEQ = 10**16 - 1
 _RECORDS_PER_FOLDER = 1000
 _LOG = re.compile(r"log/([0-9]{13})/([0-9]{16})\.json")
+_LOG_FOLDER = re.compile(r"[0-9]{13}")
+_EPOCH_FOLDER = re.compile(r"[0-9]{16}")
 _PACK = re.compile(r"data/([0-9]{16})/([0-9]{8})-([0-9a-f]{8})-([0-9]{4})-([0-9]{3})\.pack")
 
 
@@ -68,9 +74,24 @@ def parse_log_key(key: str) -> int | None:
     return seq if seq >= 1 and int(match[1]) == seq // _RECORDS_PER_FOLDER else None
 
 
+def log_folders(names: Iterable[str]) -> list[str]:
+    """Prefixes of the folders of records among ``names``, newest first."""
+    return [f"{LOG_PREFIX}{name}/" for name in sorted(filter(_LOG_FOLDER.fullmatch, names), reverse=True)]
+
+
+def epoch_prefix(epoch: int) -> str:
+    """Where the packs of ``epoch`` lie."""
+    return f"{DATA_PREFIX}{epoch:016d}/"
+
+
+def pack_epochs(names: Iterable[str]) -> list[int]:
+    """The epochs whose folders are among ``names``, newest first."""
+    return sorted(map(int, filter(_EPOCH_FOLDER.fullmatch, names)), reverse=True)
+
+
 def pack_key(name: PackName) -> str:
     """The key of a pack."""
-    key = f"{DATA_PREFIX}{name.epoch:016d}/{name.save:08d}-{name.nonce}-{name.rank:04d}-{name.part:03d}.pack"
+    key = f"{epoch_prefix(name.epoch)}{name.save:08d}-{name.nonce}-{name.rank:04d}-{name.part:03d}.pack"
     if parse_pack_key(key) != name:
         raise ValueError(f"not a pack name: {name}")
     return key

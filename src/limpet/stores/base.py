@@ -86,6 +86,14 @@ class Store(Protocol):
         """
         ...
 
+    async def folders(self, prefix: str) -> set[str]:
+        """The next segment of every key that starts with ``prefix`` and has more than one segment after it.
+
+        ``prefix`` as for ``list``. One request for up to 1000 of them, however many
+        objects lie below: it is how the newest of very many objects is found. A local folder may be empty.
+        """
+        ...
+
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         """Write a new object from the concatenation of all buffers of all parts; its size.
 

@@ -24,6 +24,7 @@ from limpet.stores.local_objects import (
     create_file,
     delete_file,
     list_files,
+    list_folders,
     read_into,
     read_range,
     read_whole,
@@ -97,6 +98,11 @@ class LocalStore:
         """See ``Store.list``. The store's own temporary files and lock are left out."""
         segments = split_key(prefix.removesuffix("/")) if prefix else ()
         return await self._run(self._lanes.reads, list_files, self._files, self._root, self._home, segments)
+
+    async def folders(self, prefix: str) -> set[str]:
+        """See ``Store.folders``."""
+        segments = split_key(prefix.removesuffix("/")) if prefix else ()
+        return await self._run(self._lanes.reads, list_folders, self._files, self._root, self._home, segments)
 
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         """See ``Store.put``. A cancelled put is cleaned up by its thread, soon after this has returned."""

@@ -260,6 +260,17 @@ def list_files(files: FileOps, root: str, home: tuple[str, ...], prefix: tuple[s
     return found
 
 
+def list_folders(files: FileOps, root: str, home: tuple[str, ...], prefix: tuple[str, ...]) -> set[str]:
+    """The names of the folders in ``home/prefix``; none if it is absent."""
+    with explained(f"listing {'/'.join((root, *home, *prefix))}"):
+        try:
+            with folder(files, root, (*home, *prefix)) as fd:
+                found = {entry.name for entry in files.scandir(fd) if entry.is_dir(follow_symlinks=False)}
+        except FileNotFoundError:
+            return set()
+    return found if prefix else found - {TEMPORARY_NAME}
+
+
 def _collect(files: FileOps, fd: int, at: tuple[str, ...], found: list[Entry]) -> None:
     base = "".join(f"{segment}/" for segment in at)
     for entry in files.scandir(fd):

@@ -70,6 +70,13 @@ class MemoryStore:
         with self._space.lock:
             return [Entry(key[skip:], len(data)) for key, data in self._space.objects.items() if key.startswith(start)]
 
+    async def folders(self, prefix: str) -> set[str]:
+        """See ``Store.folders``."""
+        start = self._prefix + prefix
+        with self._space.lock:
+            below = [key[len(start) :].partition("/") for key in self._space.objects if key.startswith(start)]
+        return {name for name, slash, _ in below if slash}
+
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         """See ``Store.put``."""
         path = self._at(key)

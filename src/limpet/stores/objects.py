@@ -137,6 +137,16 @@ class ObjectStore:
 
         return await self._call("listing", prefix, collect)
 
+    async def folders(self, prefix: str) -> set[str]:
+        """See ``Store.folders``."""
+        root = f"{self._prefix}{prefix}".rstrip("/")
+
+        async def collect() -> set[str]:
+            found = await obstore.list_with_delimiter_async(self._connections.requests, root or None)
+            return {path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]}
+
+        return await self._call("listing", prefix, collect)
+
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         """See ``Store.put``.
 

@@ -107,6 +107,10 @@ class Retrying:
         """See ``Store.list``."""
         return await self._retry("list", prefix, lambda: self.store.list(prefix))
 
+    async def folders(self, prefix: str) -> set[str]:
+        """See ``Store.folders``."""
+        return await self._retry("list", prefix, lambda: self.store.folders(prefix))
+
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         """See ``Store.put``. Tried once: ``parts`` can be read once, and a retry takes a new key."""
         return await self.store.put(key, parts, size_hint=size_hint)
