@@ -230,6 +230,18 @@ class Checkpointer(Writing):
         """``delete`` for coroutines."""
         await drive_async(self._delete(at))
 
+    def drop_damaged(self) -> tuple[int, ...]:
+        """Give up log records that are damaged, so that data can be deleted again; returns their seqs.
+
+        While a damaged record is in the way nothing is deleted, since it may name data that a repaired log needs:
+        a copy of it can still be put back. Opening warns of such records.
+        """
+        return drive(self._drop_damaged())
+
+    async def drop_damaged_async(self) -> tuple[int, ...]:
+        """``drop_damaged`` for coroutines."""
+        return await drive_async(self._drop_damaged())
+
     def sweep(self) -> Swept:
         """Remove, now, every object that no live checkpoint and no save in flight needs."""
         return drive(self._sweep())

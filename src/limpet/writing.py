@@ -269,6 +269,10 @@ class Writing(Holding):
         view = yield from self._view()
         return self._candidates(view, at)[0].info.seq
 
+    def _drop_damaged(self) -> Operation[tuple[int, ...]]:
+        yield from self._ready()
+        return (yield from self._call(self._open_session.writer.drop_damaged))
+
     def _sweep(self) -> Operation[Swept]:
         yield from self._ready()
         return (yield from self._call(self._open_session.writer.sweep))

@@ -114,6 +114,10 @@ class Janitor:
         if self._litter_due is None:
             self._litter_due = self.timing.clock() + self.timing.grace
 
+    def unblocked(self) -> None:
+        """What kept everything from being deleted is gone; what left the live set meanwhile was not noted."""
+        self._note_litter()
+
     @property
     def blocked(self) -> bool:
         """Whether nothing may be deleted, for good as far as this writer can tell."""

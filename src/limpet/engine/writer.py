@@ -16,6 +16,7 @@ import msgspec
 
 from limpet.engine.bases import Bases
 from limpet.engine.budget import ByteBudget
+from limpet.engine.edits import with_pin, without, without_damaged
 from limpet.engine.janitor import Janitor
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
 from limpet.engine.log import Head, Log
@@ -24,7 +25,7 @@ from limpet.engine.reader import Reader
 from limpet.engine.save import Save, SaveQueue
 from limpet.engine.timing import Timing
 from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
-from limpet.errors import LimpetError, NotFoundError, StoreError, UsageError
+from limpet.errors import LimpetError, NotFoundError, StoreError
 from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded, warn_gently
 from limpet.failpoints import reach
 from limpet.format import retention
@@ -134,6 +135,7 @@ class RunWriter:
         self.live.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in checkpoints}
         self.live.damaged = set(damaged)
         self.committed = tuple(self.live.infos())
+        self._report_damaged()
         report_narrowing(self._store.url, settings.retain, head, self.live)
         self.janitor = Janitor(self._store, self.log, self.live, settings.timing)
         self._resources = self._make_resources()
@@ -141,6 +143,13 @@ class RunWriter:
         reach("open.loaded")
         self._emit(Opened(self._store.url, self.log.epoch, _left_behind(head)))
         return head
+
+    def _report_damaged(self) -> None:
+        if self.damaged:
+            warn_gently(
+                f"limpet: {self._store.url}: log records {', '.join(map(str, self.damaged))} are damaged. Nothing is"
+                " deleted while they may come back (from a copy, say); drop_damaged() gives them up."
+            )
 
     def _make_resources(self) -> Resources:
         return Resources(
@@ -317,8 +326,7 @@ class RunWriter:
 
         def make(base: Record) -> Record:
             self._known(seq)
-            before = from_ranges(base.pinned)
-            return msgspec.structs.replace(base, pinned=to_ranges(before | {seq} if pinned else before - {seq}))
+            return with_pin(base, seq, pinned)
 
         await self._append(make)
         return self._known(seq).info
@@ -328,16 +336,24 @@ class RunWriter:
 
         def make(base: Record) -> Record:
             self._known(seq)
-            live = from_ranges(base.live)
-            if not live - self.live.damaged - {seq}:
-                raise UsageError(
-                    f"checkpoint {seq} is the only usable one; retention always keeps the newest.",
-                    hint="Remove the whole folder or prefix to start afresh.",
-                )
-            pinned = from_ranges(base.pinned) - {seq}
-            return msgspec.structs.replace(base, live=to_ranges(live - {seq}), pinned=to_ranges(pinned))
+            return without(base, seq, self.live.damaged)
 
         await self._append(make)
+
+    async def drop_damaged(self) -> tuple[int, ...]:
+        """Give up the damaged records that keep everything from being deleted; returns their seqs."""
+        dropped = self.damaged
+        if dropped:
+            await self._append(lambda base: without_damaged(base, self.live.damaged))
+            self.log.quarantined = ()
+            self.janitor.unblocked()
+            self._tidy_wakeup.set()
+        return dropped
+
+    @property
+    def damaged(self) -> tuple[int, ...]:
+        """Seqs of damaged records: live ones, and those that were found newer than the head."""
+        return tuple(sorted({*self.live.damaged, *self.log.quarantined}))
 
     def _known(self, seq: int) -> Checkpoint:
         checkpoint = self.live.checkpoints.get(seq)
