@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         NotFoundError,
         StoreError,
         UnsupportedLeafError,
+        UntrustedError,
         UsageError,
     )
     from limpet.events import (
@@ -76,6 +77,7 @@ _HOME = {
     "Superseded": "limpet.events",
     "Swept": "limpet.types",
     "UnsupportedLeafError": "limpet.errors",
+    "UntrustedError": "limpet.errors",
     "UsageError": "limpet.errors",
     "Verification": "limpet.types",
     "open": "limpet.run",
@@ -118,6 +120,7 @@ __all__ = [
     "Superseded",
     "Swept",
     "UnsupportedLeafError",
+    "UntrustedError",
     "UsageError",
     "Verification",
     "open",

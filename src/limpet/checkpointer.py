@@ -19,6 +19,7 @@ from limpet.owner import check_rank, default_owner
 from limpet.pending import PendingWrite
 from limpet.settings import OnError, Settings
 from limpet.stores.retry import Retrying
+from limpet.stores.sealed import sealed
 from limpet.stores.urls import open_store
 from limpet.types import CheckpointInfo, Swept
 from limpet.warm import open_start, start_text
@@ -53,6 +54,8 @@ class Checkpointer(Writing):
             ``storage`` if it is of the same scheme as ``url``; else its options come from the environment.
         allow_pickle: pickle what nothing else can encode, and read such leaves; unpickling runs code.
         hooks: functions that are told of events, on limpet's own thread.
+        key: signs every record, and refuses those that are not signed with it: 16 bytes or more, the same for every
+            writer and reader of the run, from its first record on. ``start_from`` must be signed with it too.
 
     Raises:
         UsageError: a setting is wrong, or two contradict each other.
@@ -75,6 +78,7 @@ class Checkpointer(Writing):
         start_from: str | os.PathLike[str] | None = None,
         allow_pickle: bool = False,
         hooks: Sequence[Hook] = (),
+        key: bytes | None = None,
     ) -> None:
         check_rank()
         settings = Settings(
@@ -91,10 +95,11 @@ class Checkpointer(Writing):
             allow_pickle=allow_pickle,
             hooks=hooks,
             storage={} if storage is None else storage,
+            key=key,
         )
 
         def store() -> Retrying:
-            return Retrying(open_store(url, settings.storage))
+            return Retrying(sealed(open_store(url, settings.storage), settings.key))
 
         own = store()
         if settings.start_from is not None:
@@ -333,8 +338,9 @@ class Checkpointer(Writing):
     def __del__(self) -> None:
         session = getattr(self, "_session", None)
         if session is not None and not self._closed and os.getpid() == self._pid and self._parent is None:
+            session.forget()
             warnings.warn(
-                f"unclosed {self!r}: its last save is committed when the program ends",
+                f"unclosed {self!r}: its last save is being committed, and a failure ends the program with status 70",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,

@@ -19,6 +19,7 @@ __all__ = [
     "NotFoundError",
     "StoreError",
     "UnsupportedLeafError",
+    "UntrustedError",
     "UsageError",
 ]
 
@@ -73,6 +74,12 @@ class CorruptError(LimpetError):
     def __init__(self, message: str, *, hint: str = "", kind: str | None = None, pack: str | None = None) -> None:
         super().__init__(message, hint=hint, kind=kind)
         self.pack = pack
+
+
+class UntrustedError(LimpetError):
+    """A record is not signed with the run's key, or the run was rolled back: find out who changed it."""
+
+    default_kind = "untrusted"
 
 
 class MismatchError(LimpetError):

@@ -17,6 +17,7 @@ from limpet.loop import EngineLoop, Operation, Wait, drive, drive_async
 from limpet.reading import Reading
 from limpet.stores.base import Store
 from limpet.stores.retry import Retrying
+from limpet.stores.sealed import sealed
 from limpet.stores.urls import open_store
 from limpet.types import CheckpointInfo
 from limpet.workers import Workers
@@ -125,6 +126,8 @@ class Run(Reading):
             raise UsageError(f"the run {self.url} is closed.", hint="Open it again.", kind="closed")
         if self._parent is not None:
             return self._parent._engine
+        if self._loop is not None:
+            return self._loop
         with self._starting:
             if self._loop is None:
                 self._threads = Workers(_READ_WORKERS, "limpet-read")
@@ -150,7 +153,11 @@ class Run(Reading):
 
 
 def open_run(
-    url: str | os.PathLike[str], *, storage: Mapping[str, Any] | None = None, allow_pickle: bool = False
+    url: str | os.PathLike[str],
+    *,
+    storage: Mapping[str, Any] | None = None,
+    allow_pickle: bool = False,
+    key: bytes | None = None,
 ) -> Run:
     """Open a run to read from it: nothing is created, and no writer is disturbed.
 
@@ -158,8 +165,9 @@ def open_run(
         url: a path, or ``file://``, ``s3://``, ``gs://``, ``az://``, ``memory://``.
         storage: options for the store (endpoint, region, credentials, timeouts).
         allow_pickle: read leaves that were pickled; runs code that the checkpoint names.
+        key: of a signed run; records that are not signed with it are refused.
 
     Raises:
-        UsageError: the url's scheme or a storage option is not known.
+        UsageError: the url's scheme or a storage option is not known, or the key is too short.
     """
-    return Run(Retrying(open_store(url, storage)), allow_pickle=allow_pickle)
+    return Run(Retrying(sealed(open_store(url, storage), key)), allow_pickle=allow_pickle)

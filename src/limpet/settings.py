@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ from limpet.format.codec import parse_compression
 from limpet.format.interval import Interval
 from limpet.format.record import META_BYTES_MAX, meta_size
 from limpet.format.retention import Policy
+from limpet.format.seal import Seal
 
 __all__ = ["OnError", "Settings", "check_meta", "check_step"]
 
@@ -39,9 +40,12 @@ class Settings:
     start_from: str | None
     allow_pickle: bool
     hooks: Sequence[Hook]
-    storage: Mapping[str, Any]
+    storage: Mapping[str, Any] = field(repr=False)
+    key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.key is not None:
+            Seal(self.key)
         parse_compression(self.compression)
         _one_of("on_busy", self.on_busy, get_args(OnBusy))
         _one_of("on_error", self.on_error, get_args(OnError))

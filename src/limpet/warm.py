@@ -14,6 +14,7 @@ from limpet.loop import EngineLoop, Operation, Wait, insist
 from limpet.reading import Reading, Wanted
 from limpet.stores.base import Store
 from limpet.stores.retry import Retrying
+from limpet.stores.sealed import sealed
 from limpet.stores.urls import are_alike, open_store, refuse_credentials
 from limpet.types import CheckpointInfo
 from limpet.workers import Workers
@@ -73,11 +74,12 @@ class WarmStart(Reading):
         text: ``url`` or ``url@step``.
         storage: options of the run that starts, for a store of the same scheme.
         owner: the run that starts.
+        key: that signs the records of both; what is not signed must not get into a signed run.
     """
 
-    def __init__(self, text: str, storage: Mapping[str, Any], owner: Reading) -> None:
+    def __init__(self, text: str, storage: Mapping[str, Any], owner: Reading, key: bytes | None = None) -> None:
         store, self._step = open_start(text, owner._store.url, storage)
-        self._store = Retrying(store)
+        self._store = Retrying(sealed(store, key))
         self._owner = owner
         self._allow_pickle = owner._allow_pickle
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limpet import open as open_run
-from limpet.cli.options import Json, Storage, Url, parsed_storage
+from limpet.cli.options import Json, KeyFile, Storage, Url, key_in, parsed_storage
 from limpet.cli.output import Column, age, duration, print_json, print_table, size, when
 from limpet.errors import CorruptError, FormatError, NotFoundError
 
@@ -27,9 +27,9 @@ Step = Annotated[
 ]
 
 
-def ls(url: Url, json: Json = False, storage: Storage = None) -> None:
+def ls(url: Url, json: Json = False, storage: Storage = None, key_file: KeyFile = None) -> None:
     """List the checkpoints of a run, newest first."""
-    with open_run(url, storage=parsed_storage(storage)) as run:
+    with open_run(url, storage=parsed_storage(storage), key=key_in(key_file)) as run:
         found = _newest_first(run)
     if json:
         print_json([_info_document(info) for info in found])
@@ -39,9 +39,9 @@ def ls(url: Url, json: Json = False, storage: Storage = None) -> None:
         print_table("", _LS_COLUMNS, [_info_row(info, time.time()) for info in found])
 
 
-def show(url: Url, step: Step = None, json: Json = False, storage: Storage = None) -> None:
+def show(url: Url, step: Step = None, json: Json = False, storage: Storage = None, key_file: KeyFile = None) -> None:
     """Show what a checkpoint holds, leaf by leaf."""
-    with open_run(url, storage=parsed_storage(storage)) as run:
+    with open_run(url, storage=parsed_storage(storage), key=key_in(key_file)) as run:
         info = chosen(run, step) if step is not None else newest(run, url)
         leaves = [_leaf_document(leaf) for leaf in run.describe(at=info)]
     if json:
@@ -53,10 +53,10 @@ def show(url: Url, step: Step = None, json: Json = False, storage: Storage = Non
     print_table(title, _SHOW_COLUMNS, [_leaf_row(leaf) for leaf in leaves])
 
 
-def verify(url: Url, step: Step = None, json: Json = False, storage: Storage = None) -> None:
+def verify(url: Url, step: Step = None, json: Json = False, storage: Storage = None, key_file: KeyFile = None) -> None:
     """Read every byte of a checkpoint, or of all, and check it. Exit code 1 if one is damaged."""
     reports: list[dict[str, Any]] = []
-    with open_run(url, storage=parsed_storage(storage)) as run:
+    with open_run(url, storage=parsed_storage(storage), key=key_in(key_file)) as run:
         infos = [chosen(run, step)] if step is not None else _newest_first(run)
         if not infos:
             raise _nothing(url)

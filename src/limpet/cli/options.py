@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Json", "Storage", "Url", "parsed_storage"]
+__all__ = ["Json", "KeyFile", "Storage", "Url", "key_in", "parsed_storage"]
 
 Url = Annotated[str, typer.Argument(help="Folder of the run, or file:// s3:// gs:// az:// URL.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -15,6 +16,23 @@ Storage = Annotated[
     list[str] | None,
     typer.Option("--storage", metavar="KEY=VALUE", help="Option of the store, such as endpoint=...; may be repeated."),
 ]
+
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key-file", metavar="PATH", help="File with the key of a signed run, every byte of it."),
+]
+
+
+def key_in(path: Path | None) -> bytes | None:
+    """The key in the file, if one was named; never on the command line, which every user of the machine can read.
+
+    Raises:
+        typer.BadParameter: the file cannot be read.
+    """
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{error.strerror}: {path}", param_hint="--key-file") from None
 
 
 def parsed_storage(options: Sequence[str] | None) -> dict[str, Any] | None:

@@ -72,7 +72,10 @@ def duration(seconds: float) -> str:
 
 def when(time: float) -> str:
     """Give a moment, in seconds since 1970, in UTC: ``2025-11-22 06:25:30Z``."""
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):  # a record says what its writer's clock said, or what somebody wrote
+        return f"{time:.4g} s"
 
 
 def age(time: float, now: float) -> str:

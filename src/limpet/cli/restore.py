@@ -11,7 +11,7 @@ import typer
 from limpet import open as open_run
 from limpet.cli.checkpoints import chosen, newest
 from limpet.cli.export import STATE_NAME, export
-from limpet.cli.options import Json, Storage, Url, parsed_storage
+from limpet.cli.options import Json, KeyFile, Storage, Url, key_in, parsed_storage
 from limpet.cli.output import print_json
 from limpet.errors import UsageError
 from limpet.types import Files
@@ -29,10 +29,11 @@ def restore(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that already holds something.")] = False,
     json: Json = False,
     storage: Storage = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Write a checkpoint's content below DIR: saved files as they were, any other state as .npy and state.json."""
     _check_folder(folder, force)
-    with open_run(url, storage=parsed_storage(storage)) as run:
+    with open_run(url, storage=parsed_storage(storage), key=key_in(key_file)) as run:
         info = chosen(run, at) if at is not None else newest(run, url)
         folder.mkdir(parents=True, exist_ok=True)
         written, leaves = _restored(run, info, folder)
