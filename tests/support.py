@@ -90,9 +90,9 @@ class Gated:
         """How many calls of ``operation`` came so far."""
         return sum(name == operation and match in key for name, key in self.calls)
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, **options: int) -> bytes:
         await self._enter("get", key)
-        return await self.store.get(key)
+        return await self.store.get(key, **options)
 
     async def list(self, prefix: str) -> list[Entry]:
         await self._enter("list", prefix)

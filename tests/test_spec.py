@@ -21,9 +21,10 @@ from tests.golden import make
 
 import limpet
 from limpet.engine.staging import Draft
-from limpet.format import codec, layout, manifest, record
+from limpet.format import codec, generators, layout, manifest, nodes, record
 from limpet.format.assemble import _PLANNERS
 from limpet.format.inline import _ELEMENT_DECODERS
+from limpet.format.leaves import FRACTION_DIGITS_MAX
 from limpet.format.marker import decode_marker, encode_marker
 from limpet.format.record import decode_record, encode_record
 from limpet.format.registry import default_registry
@@ -522,15 +523,13 @@ def test_the_spec_has_the_limits_that_the_code_has():
         "a manifest before compression, bytes": manifest.MANIFEST_BYTES_MAX,
         "a chunk's raw bytes": manifest.CHUNK_BYTES_MAX,
         "buffers of a checkpoint": manifest._BUFFERS_MAX,
-        "levels of a tree": _max_depth(),
+        "levels of a tree": nodes.MAX_DEPTH,
+        "keys of one dict, or elements of one set, with one hash": nodes._MAX_OF_ONE_HASH,
+        "hex digits of a part of a fraction": FRACTION_DIGITS_MAX,
+        "bits of a generator's seeds, together": generators._SEED_BITS_MAX,
+        "size or offset": record._BYTES_MAX,
         "a seq": layout.MAX_SEQ,
     }
-
-
-def _max_depth():
-    from limpet.format.nodes import MAX_DEPTH
-
-    return MAX_DEPTH
 
 
 def test_the_example_in_the_spec_is_a_record():

@@ -15,6 +15,7 @@ POINTS = (
     "open.claimed",
     "open.created",
     "open.loaded",
+    "save.captured",
     "save.staged",
     "save.begun",
     "save.part_sent",
@@ -30,6 +31,8 @@ POINTS = (
     "read.listed",
     "read.manifest",
     "read.run",
+    "restore.staged",
+    "restore.placed",
     "close.drained",
     "close.recorded",
 )

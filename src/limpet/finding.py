@@ -269,7 +269,7 @@ class Finding:
             select=wanted.select,
             allow_pickle=self._allow_pickle,
             files=lambda payload: self._files_handle(opened, payload),
-            reserve=self._check_memory if wanted.into is MISSING else None,
+            reserve=self._check_memory,
         )
         try:
             return (yield from self._fill(opened, assembly))

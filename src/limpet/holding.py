@@ -15,7 +15,7 @@ from limpet.engine.timing import Timing
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.events import Event
 from limpet.finding import Source
-from limpet.loop import EngineLoop, Operation, Wait, insist
+from limpet.loop import EngineLoop, Operation, Wait, in_thread, insist
 from limpet.pending import Completion, PendingWrite, engine_threads
 from limpet.reading import Reading
 from limpet.session import Session, SessionSettings
@@ -25,7 +25,7 @@ from limpet.throttle import Throttle
 from limpet.types import CheckpointInfo
 from limpet.version import library
 from limpet.warm import WarmStart
-from limpet.workers import Workers
+from limpet.workers import Workers, reentrant, refuse_reentry, still_at_work
 
 __all__ = ["Holding"]
 
@@ -64,7 +64,7 @@ class Holding(Reading):
         self._session: Session | None = None
         self._closed = False
         self._pid = os.getpid()
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         self._opened: Completion[None] | None = None
         self._throttle = Throttle(settings.every)
         self._lazy: Completion[None] | None = None
@@ -104,7 +104,7 @@ class Holding(Reading):
     def _fallback_source(self) -> Source | None:
         start_from = self._settings.start_from
         if self._warm is None and start_from is not None:
-            self._warm = WarmStart(start_from, self._settings.storage, self)
+            self._warm = WarmStart(start_from, self._settings.storage, self, self._settings.key)
         return self._warm
 
     def _closed_error(self) -> UsageError:
@@ -117,15 +117,18 @@ class Holding(Reading):
                 hint="Make one of its own in the child.",
                 kind="forked",
             )
-        if self._session is not None:
-            self._session.loop.check_caller()
+        session = self._session
+        if session is not None:
+            session.loop.check_caller()
+            if threading.get_ident() in session.entered:
+                raise reentrant()
         elif threading.get_ident() in engine_threads:
             raise UsageError(
                 "a hook or an event called a run that is not open yet, which would make limpet's thread wait for itself.",
                 hint="Open it first, or hand the work to a thread or task of yours.",
                 kind="wrong_thread",
             )
-        if self._closed:
+        if self._closed or (session is not None and session.ending):
             raise self._closed_error()
 
     def _ready(self) -> Operation[None]:
@@ -133,6 +136,7 @@ class Holding(Reading):
         while True:
             self._check_usable()
             with self._opening:
+                refuse_reentry(self._opening)
                 if self._session is not None:
                     return
                 others = self._opened
@@ -150,7 +154,7 @@ class Holding(Reading):
             if self._parent is not None:
                 yield from self._parent._ready()
                 parent = self._parent._open_session
-            session = Session(self._store, self._session_settings(), parent)
+            session = yield from self._begin_session(parent)
             yield from session.open()
         except BaseException:
             if session is not None and self._reopen is not None:
@@ -161,9 +165,29 @@ class Holding(Reading):
             if session is not None:
                 session.before_drain = _committing_what_is_held(self._throttle, session)
             with self._opening:
+                refuse_reentry(self._opening)
                 self._session = session
                 self._opened = None
             opened.set_result(None)
+
+    def _begin_session(self, parent: Session | None) -> Operation[Session]:
+        """A session with its threads. What they import takes a while, so they are made on another thread."""
+        if parent is not None:
+            return Session(self._store, self._session_settings(), parent)
+        try:
+            beginning = in_thread(lambda: Session(self._store, self._session_settings()))
+        except RuntimeError as error:  # from Python 3.12 on
+            raise UsageError(
+                f"{self._store.url} cannot be opened now that the program ends: {error}.",
+                hint="Open it, by any call, before the main thread ends.",
+                kind="closed",
+            ) from error
+        try:
+            yield Wait(beginning, shielded=True)
+        except BaseException:
+            beginning.add_callback(lambda: None if beginning.error else beginning.get().discard())
+            raise
+        return beginning.get()
 
     def _session_settings(self) -> SessionSettings:
         settings = self._settings
@@ -234,10 +258,13 @@ class Holding(Reading):
                 self._closed = True
                 return None
             with self._opening:
+                refuse_reentry(self._opening)
                 if self._closed:
                     return None
                 if self._session is not None:
                     self._session.loop.check_caller()
+                    if threading.get_ident() in self._session.entered:
+                        raise reentrant()
                 opened = self._opened
                 if opened is None:
                     self._closed = True
@@ -245,8 +272,10 @@ class Holding(Reading):
             yield Wait(opened, shielded=True)
 
     def _late(self, lost: list[str]) -> StoreError:
+        hanging = still_at_work()
+        threads = f" Still at work: {', '.join(hanging)}." if hanging else ""
         return StoreError(
-            f"{self._store.url}: not committed before the deadline of close(): {', '.join(lost)}.",
+            f"{self._store.url}: not committed before the deadline of close(): {', '.join(lost)}.{threads}",
             hint="Give close() more time, or save more often.",
             kind="late",
         )

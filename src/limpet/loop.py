@@ -17,19 +17,27 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from limpet.errors import UsageError
 from limpet.pending import Completion, engine_threads
 from limpet.workers import Workers
 
-__all__ = ["EngineLoop", "ExitGuard", "Operation", "Wait", "drive", "drive_async", "insist", "on_worker"]
+__all__ = ["EngineLoop", "ExitGuard", "Operation", "Wait", "drive", "drive_async", "in_thread", "insist", "on_worker"]
+
+with contextlib.suppress(ImportError):
+    # anyio imports it at its first use, which would be on the user's running loop: it takes a tenth of a second there.
+    import_module("anyio._backends._asyncio")
 
 T = TypeVar("T")
 _EXIT_LOST = 70
 _POLL_SECONDS = 0.05
+_LAST_SECONDS = 0.2
+"""For a drain that was interrupted from the keyboard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +79,15 @@ def drive(operation: Operation[T]) -> T:
 
 
 async def drive_async(operation: Operation[T]) -> T:
-    """Run an operation in this task, on asyncio or trio, without blocking its loop."""
+    """Run an operation in this task, on asyncio or trio, without blocking its loop.
+
+    The other tasks, and a cancellation, get their turn once in every call, also if there was nothing to wait for.
+    """
+    waited = False
     try:
         wait = next(operation)
         while True:
+            waited = waited or not wait.completion.done()
             try:
                 settled = await _settled(wait)
             except BaseException as error:  # a cancellation: the operation cleans up
@@ -82,7 +95,10 @@ async def drive_async(operation: Operation[T]) -> T:
             else:
                 wait = operation.send(settled)
     except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]  # an Operation[T] returns a T
+        result: T = stop.value
+    if not waited:
+        await anyio.lowlevel.checkpoint()
+    return result
 
 
 async def _settled(wait: Wait) -> bool:
@@ -129,8 +145,27 @@ def on_worker(workers: Workers, function: Callable[[], T]) -> Completion[T]:
         except BaseException as error:
             completion.set_error(error)
 
-    workers.submit(job)
+    if not workers.submit(job):
+        completion.set_error(_closed())
     return completion
+
+
+def in_thread(function: Callable[[], T]) -> Completion[T]:
+    """Run ``function()`` on a thread of its own; for what would stall the caller's loop before there are any workers."""
+    completion: Completion[T] = Completion()
+
+    def job() -> None:
+        try:
+            completion.set_result(function())
+        except BaseException as error:
+            completion.set_error(error)
+
+    threading.Thread(target=job, name="limpet-open", daemon=True).start()
+    return completion
+
+
+def _closed(when: str = "") -> UsageError:
+    return UsageError(f"the checkpointer {when or 'is closed'}.", kind="closed")
 
 
 class EngineLoop:
@@ -143,6 +178,7 @@ class EngineLoop:
         self._loop: asyncio.AbstractEventLoop
         self._context: contextvars.Context
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unsettled: set[Completion[Any]] = set()
         self._bell = Workers(1, "limpet-bell")
         self._bell.start()
         self._thread = threading.Thread(target=self._run, name="limpet-loop", daemon=True)
@@ -153,8 +189,12 @@ class EngineLoop:
     def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> Completion[T]:
         """Run ``await function(*args)`` on the loop, from any thread; what comes of it arrives in the result."""
         completion: Completion[T] = Completion()
-        if not self.call_soon(self._spawn, function, args, completion):
-            completion.set_error(UsageError("the checkpointer is closed.", kind="closed"))
+        self._unsettled.add(completion)  # before the loop is asked: its end settles whatever is in here
+        if self.call_soon(self._spawn, function, args, completion):
+            completion.add_callback(lambda: self._unsettled.discard(completion))
+        else:
+            self._unsettled.discard(completion)
+            completion.set_error(_closed())
         return completion
 
     def call_soon(self, function: Callable[..., None], *args: Any) -> bool:
@@ -217,6 +257,9 @@ class EngineLoop:
             self._ready.set_error(error)
         finally:
             engine_threads.discard(threading.get_ident())
+            # Calls that came after the last look at the loop's queue, and tasks cancelled before their first step.
+            for completion in list(self._unsettled):
+                completion.set_error(_closed("was closed meanwhile"))
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -233,7 +276,7 @@ class EngineLoop:
             try:
                 completion.set_result(await function(*args))
             except asyncio.CancelledError:  # the loop ends; whoever waits was not cancelled
-                completion.set_error(UsageError("the checkpointer was closed meanwhile.", kind="closed"))
+                completion.set_error(_closed("was closed meanwhile"))
             except BaseException as error:
                 completion.set_error(error)
 
@@ -243,39 +286,72 @@ class EngineLoop:
 
 
 class ExitGuard:
-    """Drains when the program ends without ``close``.
+    """Drains when the program ends without ``close``, or forgets its checkpointer.
 
     It waits for the main thread, and then for every other thread of the program that keeps the
     interpreter alive: they may still write.
 
     Args:
         drain: commits what was accepted, within its own deadline; returns what was lost, for the message.
+        describe: what is lost if nothing more is done, for the message; ``""`` if there is nothing.
     """
 
-    def __init__(self, drain: Callable[[], str]) -> None:
+    def __init__(self, drain: Callable[[], str], describe: Callable[[], str]) -> None:
         self._drain = drain
+        self._describe = describe
         self._released = threading.Event()
+        self._drained = threading.Event()
+        self._claim = threading.Lock()
+        self._forgotten = False
         self._thread = threading.Thread(target=self._watch, name="limpet-guard", daemon=False)
+        _guards.add(self)
         self._thread.start()
 
     def release(self) -> None:
         """The owner closes in good order: the guard is not needed any more."""
         self._released.set()
+        _guards.discard(self)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def forget(self) -> None:
+        """Nobody can write any more: drain now. Only a flag, since finalizers call this in the middle of anything."""
+        self._forgotten = True
+
+    def end(self) -> None:
+        """The interpreter goes on ending, although this has not ended: somebody pressed Ctrl-C while it waited.
+
+        If that was meant for another thread, whose end the guard waited for, the drain is still to come. If it was
+        meant for the drain, what is not committed yet is lost.
+        """
+        with contextlib.suppress(KeyboardInterrupt):
+            if self._drain_once():
+                return
+            self._drained.wait(_LAST_SECONDS)  # not join(): one that is interrupted believes the thread to be dead
+        if not self._drained.is_set() and (lost := self._describe()):
+            _losses.append(lost)
 
     def _watch(self) -> None:
         # Polled: nothing public tells a thread that the main thread has ended and that it was released, at once.
         while not self._released.wait(_POLL_SECONDS):
-            if not threading.main_thread().is_alive() and not _others_alive():
-                with contextlib.suppress(BaseException):
-                    lost = "limpet: the drain at the end of the program failed"
-                    lost = self._drain()
-                if lost:
-                    _losses.append(lost)
+            if self._forgotten or (not threading.main_thread().is_alive() and not _others_alive()):
+                self._drain_once()
                 return
 
+    def _drain_once(self) -> bool:
+        """Drain, unless that has begun already on another thread; whether it was done here."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        with contextlib.suppress(BaseException):
+            lost = "limpet: the drain at the end of the program failed"
+            lost = self._drain()
+        if lost:
+            _losses.append(lost)
+        self._drained.set()
+        return True
 
+
+_guards: set[ExitGuard] = set()
 _losses: list[str] = []
 
 
@@ -288,6 +364,8 @@ def _others_alive() -> bool:
 
 def _end_loudly() -> None:
     """Runs after every other exit hook, because it was registered first: a thread cannot set the exit status."""
+    for guard in list(_guards):
+        guard.end()
     if not _losses:
         return
     for loss in _losses:
@@ -299,5 +377,10 @@ def _end_loudly() -> None:
     os._exit(_EXIT_LOST)
 
 
+def _after_fork() -> None:
+    _losses.clear()
+    _guards.clear()
+
+
 atexit.register(_end_loudly)
-os.register_at_fork(after_in_child=_losses.clear)
+os.register_at_fork(after_in_child=_after_fork)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from limpet.errors import UsageError
+from limpet.workers import refuse_reentry
 
 if TYPE_CHECKING:
     from limpet.types import Receipt
@@ -24,22 +25,31 @@ if TYPE_CHECKING:
 __all__ = ["Completion", "PendingWrite", "Phase", "Staging", "Unseen", "engine_threads"]
 
 T = TypeVar("T")
-_lock = threading.Lock()
+_lock = threading.RLock()
 """Guards the settling of every Completion: held for a few assignments only, never around a callback."""
 engine_threads: set[int] = set()
 """Threads that every save needs: none of them may ever wait for one."""
+_forks = 0
+"""How many forks lie between this process and the one that imported this module."""
 
 
 def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - another thread may have held it, and is not here to let go of it
-    _lock = threading.Lock()
+    global _lock, _forks  # noqa: PLW0603 - another thread may have held it, and is not here to let go of it
+    _lock = threading.RLock()
+    _forks += 1
     engine_threads.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _check_may_block() -> None:
+def _check_may_block(forks: int) -> None:
+    if forks != _forks:
+        raise UsageError(
+            "this save was begun in the process that this one was forked from, and is written there.",
+            hint="Wait for it there.",
+            kind="forked",
+        )
     if threading.get_ident() in engine_threads:
         raise UsageError(
             "a hook runs on limpet's own thread, which would wait for itself.",
@@ -79,6 +89,7 @@ class Completion(Generic[T]):
     def add_callback(self, callback: Callable[[], None]) -> None:
         """Call ``callback()`` once settled: at once if it is, else on the thread that settles it."""
         with _lock:
+            refuse_reentry(_lock)
             if not self._settled:
                 if self._callbacks is None:
                     self._callbacks = []
@@ -89,6 +100,7 @@ class Completion(Generic[T]):
     def remove_callback(self, callback: Callable[[], None]) -> None:
         """Forget ``callback``, if it still waits."""
         with _lock:
+            refuse_reentry(_lock)
             if self._callbacks is not None:
                 with contextlib.suppress(ValueError):
                     self._callbacks.remove(callback)
@@ -126,6 +138,7 @@ class Completion(Generic[T]):
 
     def _settle(self, result: T | None, error: BaseException | None) -> bool:
         with _lock:
+            refuse_reentry(_lock)
             if self._settled:
                 return False
             self._result = result
@@ -187,10 +200,11 @@ def _in_trio(trio: Any) -> bool:
 class Staging:
     """Whether a state has been copied: ``wait()`` in threads, ``await`` in coroutines."""
 
-    __slots__ = ("_completion",)
+    __slots__ = ("_completion", "_forks")
 
-    def __init__(self, completion: Completion[None]) -> None:
+    def __init__(self, completion: Completion[None], forks: int | None = None) -> None:
         self._completion = completion
+        self._forks = _forks if forks is None else forks
 
     def done(self) -> bool:
         """Whether the state may be changed."""
@@ -206,7 +220,7 @@ class Staging:
             TimeoutError: it took longer.
         """
         if not self._completion.done():
-            _check_may_block()
+            _check_may_block(self._forks)
         if not self._completion.wait(timeout):
             raise TimeoutError(f"the state was not staged within {timeout} s")
         self._completion.get()
@@ -215,6 +229,8 @@ class Staging:
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> None:
+        if not self._completion.done():
+            _check_may_block(self._forks)
         await self._completion.wait_async()
         self._completion.get()
 
@@ -237,7 +253,7 @@ class PendingWrite:
     the next ``write``, and at the latest by ``close``.
     """
 
-    __slots__ = ("__weakref__", "_completion", "_seen", "_staged", "phase", "step")
+    __slots__ = ("__weakref__", "_completion", "_forks", "_seen", "_staged", "phase", "step")
 
     def __init__(self, step: int | None) -> None:
         self.step = step
@@ -245,11 +261,12 @@ class PendingWrite:
         self._completion: Completion[Receipt] = Completion()
         self._staged: Completion[None] = Completion()
         self._seen = False
+        self._forks = _forks
 
     @property
     def staged(self) -> Staging:
         """Waits until the state may be changed; at once, unless the save is lazy."""
-        return Staging(self._staged)
+        return Staging(self._staged, self._forks)
 
     def done(self) -> bool:
         """Whether the save has ended, well or not."""
@@ -269,7 +286,7 @@ class PendingWrite:
             LimpetError: the save failed.
         """
         if not self._completion.done():
-            _check_may_block()
+            _check_may_block(self._forks)
         if not self._completion.wait(timeout):
             raise TimeoutError(f"{self!r} did not end within {timeout} s; it goes on")
         self._seen = True
@@ -279,6 +296,8 @@ class PendingWrite:
         return self._result_async().__await__()
 
     async def _result_async(self) -> Receipt:
+        if not self._completion.done():
+            _check_may_block(self._forks)
         await self._completion.wait_async()
         self._seen = True
         return self._completion.get()

@@ -24,19 +24,19 @@ from limpet.errors import HeldError, StoreError, UsageError
 from limpet.events import Event, Hook, Opened, Retried, warn_gently
 from limpet.failpoints import reach
 from limpet.format.retention import Policy
-from limpet.loop import EngineLoop, ExitGuard, Operation, Wait, drive, insist
+from limpet.loop import EngineLoop, ExitGuard, Operation, Wait, drive, insist, on_worker
 from limpet.pending import Unseen
 from limpet.stores.base import Store
 from limpet.stores.retry import Retrying
 from limpet.types import CheckpointInfo
-from limpet.workers import Workers
+from limpet.workers import Workers, still_at_work
 
 __all__ = ["Session", "SessionSettings"]
 
 _EXIT_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 _GOODBYE_SECONDS = 10.0
-_LATE_STOP_SECONDS = 0.2
+_LATE_STOP_SECONDS = 0.15
 """For each step of ending, once the store has shown that it does not answer."""
 _LATE = "late"
 
@@ -73,9 +73,9 @@ class Threads:
         self.urgent.start()
 
     def close(self, timeout_seconds: float) -> None:
-        self.loop.stop(timeout_seconds)
-        self.niced.close(timeout_seconds)
-        self.urgent.close(timeout_seconds)
+        deadline = time.monotonic() + timeout_seconds
+        for end in (self.loop.stop, self.niced.close, self.urgent.close):
+            end(max(0.0, deadline - time.monotonic()))
         self.copier.close()
 
 
@@ -90,6 +90,8 @@ class Session:
     Attributes:
         unseen: failed saves that nobody has looked at.
         before_drain: hands in what was held back, when it is drained at the program's end.
+        ending: the program ends, and what is accepted is drained: nothing more is accepted.
+        entered: threads that are in the middle of a write, and what they run on top of it must not wait for that.
     """
 
     def __init__(self, store: Store, settings: SessionSettings, parent: Session | None = None) -> None:
@@ -104,6 +106,8 @@ class Session:
         self.threads.budget.watch(self.queue.notify)
         self.unseen = Unseen()
         self.before_drain: Callable[[], None] = lambda: None
+        self.ending = False
+        self.entered: set[int] = set()
         self.writer: RunWriter
         self._locked = False
         self._guard: ExitGuard | None = None
@@ -118,12 +122,16 @@ class Session:
         """
         opening = self.loop.call(self._open)
         try:
-            yield Wait(opening, shielded=True)
+            yield Wait(opening, shielded=True, interruptible=True)
             opening.get()
         except GeneratorExit:
             self._end_threads(_LATE_STOP_SECONDS)
             raise
         except BaseException:
+            if not opening.done():  # from the keyboard: the store does not answer, and nobody wants to wait for it
+                self._end_threads(_LATE_STOP_SECONDS)
+                self._unlock()
+                raise
             try:
                 yield from self._stop(_STOP_SECONDS) if opening.error is None else self._release(_STOP_SECONDS)
             finally:
@@ -133,7 +141,7 @@ class Session:
         if self._parent is not None:
             self._parent._children.append(self)
         else:
-            self._guard = ExitGuard(self._drain_at_exit)
+            self._guard = ExitGuard(self._drain_at_exit, self._describe_lost)
 
     async def _open(self) -> None:
         settings = self.settings
@@ -265,10 +273,25 @@ class Session:
 
     def _release(self, patience: float) -> Operation[BaseException | None]:
         """Let go of the store; returns the cancellation that came meanwhile."""
-        if self._locked:
+        # On a thread of ours: closing a file, too, can hang on a disk that does.
+        unlocking = on_worker(self.threads.urgent, self._unlock)
+        cancelled = yield from insist(Wait(unlocking, timeout_seconds=patience, shielded=True))
+        closing = self.loop.call(self.store.close)
+        return (yield from insist(Wait(closing, timeout_seconds=patience, shielded=True))) or cancelled
+
+    def _unlock(self) -> None:
+        locked, self._locked = self._locked, False
+        if locked:
             self.store.release_writer_lock()
-            self._locked = False
-        return (yield from insist(Wait(self.loop.call(self.store.close), timeout_seconds=patience, shielded=True)))
+
+    def discard(self) -> None:
+        """End the threads of a session that was never opened."""
+        self._end_threads(_LATE_STOP_SECONDS)
+
+    def forget(self) -> None:
+        """The face is gone: commit what was accepted, and end, without anybody who waits. Never blocks."""
+        if self._guard is not None:
+            self._guard.forget()
 
     def _end_threads(self, patience: float) -> None:
         """End what this session has of its own. Idempotent."""
@@ -291,11 +314,27 @@ class Session:
         sessions = self._with_descendants()
         lost: list[str] = []
         for session in sessions:
+            session.ending = True
+        for session in sessions:
             session.before_drain()
             lost += drive(session.close(_EXIT_SECONDS))[0]
         for session in sessions:
             lost += [f"{handle!r} ({handle._completion.error})" for handle in session.unseen.take_all()]
-        return f"limpet: {self.store.url}: not committed at the end of the program: {', '.join(lost)}" if lost else ""
+        return self._lost_text(lost)
+
+    def _describe_lost(self) -> str:
+        if self.loop.forked:
+            return ""
+        return self._lost_text(
+            [repr(save.handle) for session in self._with_descendants() for save in session.queue.unfinished()]
+        )
+
+    def _lost_text(self, lost: list[str]) -> str:
+        if not lost:
+            return ""
+        hanging = still_at_work()
+        threads = f"; still at work: {', '.join(hanging)}" if hanging else ""
+        return f"limpet: {self.store.url}: not committed at the end of the program: {', '.join(lost)}{threads}"
 
     @property
     def committed(self) -> tuple[CheckpointInfo, ...]:

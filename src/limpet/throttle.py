@@ -15,6 +15,7 @@ from limpet.engine.save import Save
 from limpet.engine.slots import MemoryBudget, SlotPool
 from limpet.engine.staging import Copier, Draft, Snapshot
 from limpet.format.interval import Interval, due
+from limpet.workers import refuse_reentry
 
 __all__ = ["HELD_BYTES_MAX", "Throttle"]
 
@@ -40,7 +41,7 @@ class Throttle:
     _size: int | None = None
     _held: Save | None = None
     _pool: SlotPool = field(default_factory=lambda: SlotPool(1 << 30, MemoryBudget(64 << 20)))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def passes(self, step: int | None, *, forced: bool) -> bool:
         """Whether a write at ``step`` is due; it counts as saved if so.
@@ -51,6 +52,7 @@ class Throttle:
         if self.every is None:
             return True
         with self._lock:
+            refuse_reentry(self._lock)
             now = self.clock()
             if not forced:
                 verdict = due(self.every, step=step, now=now, last_step=self._last_step, last_time=self._last_time)
@@ -62,6 +64,7 @@ class Throttle:
     def accepted(self, nbytes: int) -> None:
         """A state of ``nbytes`` was accepted: what was held is older now."""
         with self._lock:
+            refuse_reentry(self._lock)
             self._size = nbytes
             self.any_left_out = False
             held, self._held = self._held, None
@@ -87,6 +90,7 @@ class Throttle:
             raise
         save.snapshot = Snapshot(draft, lease)
         with self._lock:
+            refuse_reentry(self._lock)
             held, self._held = self._held, save
             self.any_left_out = False
         if held is not None:
@@ -95,6 +99,7 @@ class Throttle:
     def leave_out(self, step: int | None, nbytes: int | None = None) -> None:
         """A throttled state was not kept; it had ``nbytes``, if anybody looked."""
         with self._lock:
+            refuse_reentry(self._lock)
             self.left_out, self.any_left_out = step, True
             self._size = self._size if nbytes is None else nbytes
 
@@ -108,5 +113,6 @@ class Throttle:
     def take_held(self) -> Save | None:
         """The throttled state that is still newer than everything accepted, to be committed at close."""
         with self._lock:
+            refuse_reentry(self._lock)
             held, self._held = self._held, None
         return held

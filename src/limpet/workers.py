@@ -13,11 +13,15 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from weakref import WeakSet
 
-__all__ = ["Workers", "lower_priority"]
+from limpet.errors import UsageError
+
+__all__ = ["Workers", "lower_priority", "reentrant", "refuse_reentry", "still_at_work"]
 
 T = TypeVar("T")
 _LOWEST_NICE = 19
@@ -31,6 +35,34 @@ def lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_NICE)
     except OSError:
         return
+
+
+def refuse_reentry(section: threading.RLock) -> None:
+    """Refuse a call that interrupted its own thread in the middle of ``section``; to be asked right inside of it.
+
+    A signal handler, and a finalizer too, runs on top of whatever its thread does. One that comes back into a section
+    would wait for ever for a plain lock, and would see half of a step with one that lets it in. (A class of ours around
+    the lock would not do: an interrupt between its lines could leave the lock taken.)
+
+    Raises:
+        UsageError: kind ``reentrant``.
+    """
+    if section._recursion_count() > 1:  # type: ignore[attr-defined]  # what Condition and its tests rely on too
+        raise reentrant()
+
+
+def reentrant() -> UsageError:
+    """The error for a call that came on top of another one, on the same thread, and would wait for it."""
+    return UsageError(
+        "called from a signal handler or a finalizer that interrupted another call of limpet on this thread.",
+        hint="Only set a flag there, and write in the loop.",
+        kind="reentrant",
+    )
+
+
+def still_at_work() -> list[str]:
+    """Names of the threads that were told to end and have not, in this process: something that they wait for hangs."""
+    return sorted(thread.name for workers in list(_closing) for thread in workers._threads if thread.is_alive())
 
 
 class Workers:
@@ -49,7 +81,7 @@ class Workers:
         self._niced = niced
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closed = False
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
@@ -68,13 +100,18 @@ class Workers:
             else:
                 _deliver(loop, future, result, None)
 
-        self.submit(job)
+        if not self.submit(job):
+            raise UsageError(f"{self._name} takes no more work: its owner is closed.", kind="closed")
         return await future
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queue ``job``, which must not raise, from any thread."""
+    def submit(self, job: Callable[[], None]) -> bool:
+        """Queue ``job``, which must not raise, from any thread; ``False`` once closed: then nobody will ever run it."""
         self.start()
-        self._queue.put(job)
+        with self._lock:
+            if self._closed:
+                return False
+            self._queue.put(job)
+            return True
 
     def start(self) -> None:
         """Start the threads, if they do not run yet."""
@@ -97,22 +134,30 @@ class Workers:
         Returns:
             Whether all of them ended within ``timeout_seconds``.
         """
+        deadline = time.monotonic() + timeout_seconds
         with self._lock:
             self._closed = True
             threads = self._threads
+        _closing.add(self)
         for _ in threads:
             self._queue.put(None)
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join(timeout_seconds)
+                thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
     def _work(self) -> None:
         if self._niced:
             lower_priority()
         while (job := self._queue.get()) is not None:
-            job()
+            try:
+                job()
+            except BaseException:  # a defect of ours, or thrown into this thread: it is needed on
+                sys.excepthook(*sys.exc_info())
             del job
+
+
+_closing: WeakSet[Workers] = WeakSet()
 
 
 def _deliver(

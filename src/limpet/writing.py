@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from limpet.engine.outline import Outline
-from limpet.engine.save import Save
+from limpet.engine.save import Save, interrupted
 from limpet.engine.slots import Lease
 from limpet.engine.staging import Draft, Snapshot
-from limpet.errors import LimpetError, UsageError
+from limpet.errors import UsageError
 from limpet.events import Staged
 from limpet.failpoints import reach
 from limpet.format import retention
@@ -70,29 +71,44 @@ class Writing(Holding):
             return self._throttled(session, state, outline, request)
         draft = yield from self._draft(session, outline or self._outline(state), request)
         save = self._save_for(session, request, draft)
+        this_thread = threading.get_ident()
         try:
-            lease = yield from self._admit(session, save, draft, request)
-        except BaseException as error:
-            draft.discard()
-            session.queue.leave(save)
-            session.unseen.saw(error)
-            raise
-        if lease is None:
-            draft.discard()
-            return save.handle
-        try:
-            self._throttle.accepted(draft.plan.raw_bytes)
-            session.unseen.watch(save.handle)
-        except BaseException as error:
-            self._abandon(session, save, draft, lease, error)
-            raise
-        yield from self._stage(session, save, draft, lease, request)
+            session.entered.add(this_thread)
+            if not (yield from self._accept(session, save, draft, request)):
+                return save.handle
+        finally:
+            session.entered.discard(this_thread)
         self._raise_unseen(session, save.handle)
         if request.durable:
             yield Wait(save.handle._completion)
             save.handle._seen = True
             save.handle._completion.get()
         return save.handle
+
+    def _accept(self, session: Session, save: Save, draft: Draft, request: Request) -> Operation[bool]:
+        """Admit and stage a save; ``False`` if it was skipped."""
+        try:
+            lease = yield from self._admit(session, save, draft, request)
+        except BaseException as error:
+            draft.discard()
+            if isinstance(error, Exception):  # an interruption is told nobody else, and its frames may hold a lease
+                session.unseen.saw(error)
+            session.queue.leave(save, error)
+            if save.replaced_steps:  # those were accepted: if nobody looks, their loss is told at the end
+                session.unseen.watch(save.handle)
+            raise
+        if lease is None:
+            draft.discard()
+            return False
+        try:
+            self._throttle.accepted(draft.plan.raw_bytes)
+            session.unseen.watch(save.handle)
+            yield from self._stage(session, save, draft, lease, request)
+        except BaseException as error:
+            if save.claim_copy():
+                self._abandon(session, save, draft, lease, error)
+            raise
+        return True
 
     def _outline(self, state: Any) -> Outline:
         return Outline(state, registry=self._registry, allow_pickle=self._allow_pickle, folders=self._spool_folders)
@@ -153,7 +169,7 @@ class Writing(Holding):
             changed = session.queue.changed()
             lease = session.queue.admit_nowait(save, nbytes)
             if lease is None:
-                yield Wait(changed)
+                yield from _aside(session, Wait(changed), request)
         if lease == "skip":
             self._resolve_skipped(session, save.handle, request)
             return None
@@ -177,7 +193,7 @@ class Writing(Holding):
         elif request.off_thread and draft.plan.slot_bytes > HELD_BYTES_MAX:
             draft.detach_small()
             copied = on_worker(session.threads.urgent, copy)
-            yield Wait(copied, shielded=True)
+            yield from _aside(session, Wait(copied, shielded=True), request)
             save.handle._seen = copied.error is not None
             copied.get()
         else:
@@ -190,12 +206,16 @@ class Writing(Holding):
     def _copy(self, session: Session, save: Save, draft: Draft, lease: Lease) -> None:
         """Copy the state, and hand it to the engine; on any thread."""
         copier = session.threads.copier
-        interrupted: KeyboardInterrupt | None = None
+        interruption: BaseException | None = None
         try:
+            if not save.claim_copy():
+                return  # the call that asked for it was interrupted
             try:
                 copier.copy(draft, lease)
-            except KeyboardInterrupt as error:
-                interrupted = error
+            except BaseException as error:  # from the keyboard, or a signal's handler that ends the program
+                if isinstance(error, Exception):
+                    raise
+                interruption = error
                 # The place of an older save may be taken already, and the state is still as it was: finish first.
                 copier.copy(draft, lease)
             save.snapshot = Snapshot(draft, lease)
@@ -207,13 +227,12 @@ class Writing(Holding):
             self._abandon(session, save, draft, lease, error)
             raise
         session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
-        if interrupted is not None:
-            raise interrupted
+        if interruption is not None:
+            raise interruption
 
     def _abandon(self, session: Session, save: Save, draft: Draft, lease: Lease, error: BaseException) -> None:
         """Take back a save that was admitted and not pushed; one that was pushed goes on."""
-        if not isinstance(error, Exception):
-            error = LimpetError("the state was not staged: its copy was interrupted.", kind="interrupted")
+        error = interrupted(error)
         if session.queue.abandon(save, error):
             lease.release()
             draft.discard()
@@ -289,6 +308,18 @@ class Writing(Holding):
             failed._completion.get()
         if not idle:
             raise TimeoutError(f"{self._store.url}: saves are still being written after {timeout} s; they go on")
+
+
+def _aside(session: Session, wait: Wait, request: Request) -> Operation[None]:
+    """Wait in the middle of a write; of a coroutine's thread, others have their turn meanwhile."""
+    this_thread = threading.get_ident()
+    try:
+        if request.off_thread:
+            session.entered.discard(this_thread)
+        yield wait
+    finally:
+        if request.off_thread:
+            session.entered.add(this_thread)
 
 
 def _settled(completion: Completion[None] | None) -> bool:

@@ -44,3 +44,10 @@ def test_settings_survive_their_line_and_do_not_show_credentials():
     settings = Settings("s3://b/r", 10, 5, 0, "/tmp", 8, 1, {"secret_access_key": "hush"})
     assert Settings.decode(settings.encode()) == settings
     assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize("time", [1e300, -1e300, 1e18, 253402300800.0])
+def test_a_time_that_no_calendar_holds_is_shown_all_the_same(time):
+    from limpet.cli.output import when
+
+    assert when(time).endswith(" s")

@@ -27,9 +27,11 @@ def test_an_ordinary_run_passes_every_point(tmp_path: Path, passed: Counter[str]
     with Checkpointer(tmp_path / "run", retain=Last(1)) as cp:
         for step in range(3):
             cp.write({"weights": noise(step, 200_000)}, step=step, durable=True)
+        (tmp_path / "file").write_bytes(noise(9, 2 << 20).tobytes())
+        cp.save(tmp_path / "file", durable=True)
         cp.sweep()
     with limpet.open(tmp_path / "run") as run:
-        assert run.read() is not None
+        assert run.restore(tmp_path / "restored") is not None
     assert sorted(passed) == sorted(POINTS)
 
 

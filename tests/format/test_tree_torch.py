@@ -316,5 +316,5 @@ def test_a_tensor_that_does_not_fit_its_buffer_is_corrupt(node, size):
 
 def test_a_state_of_a_torch_generator_that_is_none_is_corrupt(trip):
     tree, copies = trip.save(torch.Generator())
-    with pytest.raises(CorruptError, match=r"no state of a torch.Generator"):
+    with pytest.raises(CorruptError, match=r"state is damaged|no state of a torch.Generator"):
         trip.load(tree, [b"\xff" * len(copies[0])])

@@ -373,7 +373,7 @@ async def test_a_commit_that_lands_while_close_gives_up_is_kept_whole(store: Fau
         store.store.create = create
         await anyio.sleep_forever()
 
-    cp = write_over(store)
+    cp = write_over(store, timing=replace(QUICK, commit_deadline=30.0))
     with cp:
         cp.write(big(0), step=0, durable=True)
         store.store.create = applied_but_slow
@@ -389,7 +389,7 @@ async def test_a_commit_that_lands_while_close_gives_up_is_kept_whole(store: Fau
 
 @pytest.mark.filterwarnings("ignore:limpet:RuntimeWarning")
 async def test_a_commit_that_never_lands_before_close_gives_up_leaves_no_trace(store: Faulty, shelf: Shelf) -> None:
-    cp = write_over(store)
+    cp = write_over(store, timing=replace(QUICK, commit_deadline=30.0))
     with cp:
         cp.write(big(0), step=0, durable=True)
         store.script("create", "log/", waits=True)

@@ -166,7 +166,7 @@ def test_other_files_in_the_root_are_left_alone(tmp_path: Path) -> None:
 def test_a_marker_of_another_run_is_not_mixed_with_this_log(store: Faulty, shelf: Shelf) -> None:
     with write_over(store) as cp:
         cp.write(1, durable=True)
-    shelf.replace(FORMAT_KEY, b'{"format":"limpet","version":1,"run":"00","name":""}')
+    shelf.replace(FORMAT_KEY, b'{"format":"limpet","version":1,"run":"00000000000000000000000000000000","name":""}')
     with pytest.raises(StoreError, match="mixes two runs"), write_over(store) as cp:
         pass
     with pytest.raises(StoreError, match="mixes two runs"), read_over(store) as run:

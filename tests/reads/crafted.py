@@ -12,7 +12,7 @@ from tests.faulty import Shelf
 
 from limpet.format.layout import log_key
 from limpet.format.manifest import Manifest, decode_manifest
-from limpet.format.record import Commit, PackUse, Record, decode_record, encode_record
+from limpet.format.record import Commit, PackUse, Prev, Record, decode_record, encode_record
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -61,6 +61,10 @@ def craft_bytes(
 
 
 def craft_record(shelf: Shelf, record: Record, **changes: Any) -> None:
-    """Put a changed record in its place, with a digest that fits."""
+    """Put a changed record in its place, with a digest that fits, and make those after it extend it."""
     changed = msgspec.structs.replace(record, **changes)
-    shelf.replace(log_key(record.seq), encode_record(changed)[0])
+    data, digest = encode_record(changed)
+    shelf.replace(log_key(record.seq), data)
+    if log_key(record.seq + 1) in shelf.objects and changed.version == record.version:
+        after, _ = decode_record(shelf.objects[log_key(record.seq + 1)], record.seq + 1)
+        craft_record(shelf, after, prev=Prev(record.seq, digest))

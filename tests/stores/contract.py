@@ -1,5 +1,7 @@
-"""What every store must do. A test class for a store inherits ``StoreContract`` and has two fixtures:
-``store``, prepared and empty, and ``twin``, another store object of the same root.
+"""What every store must do.
+
+A test class for a store inherits ``StoreContract`` and has two fixtures: ``store``, prepared and empty, and ``twin``,
+another store object of the same root.
 """
 
 from __future__ import annotations
@@ -8,27 +10,30 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 
+import numpy as np
 import pytest
+from tests.stores.listings import PACK, RECORD, ListingContract, keys, parts_of
 
 from limpet.errors import CorruptError, UsageError
+from limpet.format.record import RECORD_BYTES_MAX
 from limpet.stores.base import Bytes, KeyExistsError, KeyMissingError, Store
 
-RECORD = "log/0000000000000/0000000000000001.json"
-PACK = "data/0000000000000001/00000001-9f3a-0000-000.pack"
+__all__ = ["MIB", "PACK", "RECORD", "StoreContract", "parts_of"]
+
 MIB = 1 << 20
+WHOLE = 1 << 30
 
 
-async def parts_of(*parts: Sequence[Bytes]) -> AsyncIterator[Sequence[Bytes]]:
-    for part in parts:
-        yield part
+def numbered(size: int) -> bytes:
+    """Bytes of which no two stretches of the same length are equal, so that a part in the wrong place shows."""
+    return np.arange(size // 4 + 1, dtype="<u4").tobytes()[:size]
 
 
-async def keys(store: Store, prefix: str = "") -> list[str]:
-    return sorted(entry.key for entry in await store.list(prefix))
-
-
-class StoreContract:
+class StoreContract(ListingContract):
     large_bytes = 5 * MIB
+    part_bytes = MIB
+    """Where a put is cut into parts, if it is."""
+    races = 5
 
     async def test_a_created_object_is_read_back(self, store: Store, twin: Store) -> None:
         await store.create(RECORD, b"one")
@@ -45,7 +50,7 @@ class StoreContract:
         assert await store.get(RECORD) == b"first"
 
     async def test_of_racing_creates_exactly_one_wins(self, store: Store, twin: Store) -> None:
-        for number in range(5):
+        for number in range(self.races):
             key = f"log/0000000000000/{number:016d}.json"
             creates = [(store, twin)[each % 2].create(key, f"{each}".encode()) for each in range(12)]
             results = await asyncio.gather(*creates, return_exceptions=True)
@@ -53,6 +58,31 @@ class StoreContract:
             losers = [result for result in results if result is not None]
             assert [type(each) for each in losers] == [KeyExistsError] * 11
             assert await store.get(key) == f"{winners[0]}".encode()
+
+    async def test_a_create_of_the_same_bytes_never_succeeds_twice(self, store: Store, twin: Store) -> None:
+        await store.create(RECORD, b"same")
+        with pytest.raises(KeyExistsError):
+            await twin.create(RECORD, b"same")
+
+    async def test_a_record_of_the_largest_size_is_created_whole(self, store: Store, twin: Store) -> None:
+        data = numbered(RECORD_BYTES_MAX)
+        await store.create(RECORD, data)
+        assert await twin.get(RECORD) == data
+
+    async def test_an_object_larger_than_a_record_is_refused_before_it_is_read(self, store: Store) -> None:
+        await store.put(PACK, parts_of([bytes(RECORD_BYTES_MAX + 1)]))
+        with pytest.raises(CorruptError, match="at most 1048576") as refused:
+            await store.get(PACK)
+        assert refused.value.kind == "too_large"
+        assert await store.get(PACK, limit=RECORD_BYTES_MAX + 1) == bytes(RECORD_BYTES_MAX + 1)
+
+    async def test_what_was_deleted_can_be_created_once(self, store: Store, twin: Store) -> None:
+        await store.create(RECORD, b"old")
+        await store.delete(RECORD)
+        await twin.create(RECORD, b"new")
+        with pytest.raises(KeyExistsError):
+            await store.create(RECORD, b"newer")
+        assert await store.get(RECORD) == b"new"
 
     async def test_a_put_is_the_concatenation_of_all_buffers(self, store: Store) -> None:
         parts = parts_of([b"ab", bytearray(b"cd")], [], [b"", memoryview(b"xefx")[1:3]], [b"g"])
@@ -77,8 +107,35 @@ class StoreContract:
                 yield part
 
         size = await store.put(PACK, parts(), size_hint=self.large_bytes)
-        data = await store.get(PACK)
+        data = await store.get(PACK, limit=2 * self.large_bytes)
         assert (len(data), hashlib.sha256(data).digest()) == (size, digest.digest())
+
+    @pytest.mark.parametrize(("parts", "more"), [(1, -1), (1, 0), (1, 1), (2, -1), (2, 0), (2, 1), (3, 0)])
+    async def test_a_put_that_ends_near_the_end_of_a_part_arrives_whole(
+        self, store: Store, parts: int, more: int
+    ) -> None:
+        data = numbered(parts * self.part_bytes + more)
+        third = len(data) // 3
+        assert await store.put(PACK, parts_of([data[:third], data[third:-7]], [data[-7:]]), size_hint=1) == len(data)
+        assert [each.size for each in await store.list("data/")] == [len(data)]
+        found = bytearray(len(data))
+        await store.read_into(PACK, 0, memoryview(found))
+        assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
+        edge = parts * self.part_bytes
+        tail = min(5, len(data) - (edge - 9))
+        assert bytes(await store.get_range(PACK, edge - 9, tail)) == data[edge - 9 : edge - 9 + tail]
+        with pytest.raises(CorruptError):
+            await store.get_range(PACK, edge - 9, len(data) - edge + 10)
+
+    async def test_puts_at_the_same_time_do_not_mix(self, store: Store, twin: Store) -> None:
+        async def one(number: int) -> None:
+            data = bytes([number]) * (self.part_bytes // 4 + number)
+            await (store, twin)[number % 2].put(f"{PACK}{number}", parts_of([data[:1000]], [data[1000:]]))
+
+        await asyncio.gather(*map(one, range(12)))
+        for number in range(12):
+            data = await twin.get(f"{PACK}{number}", limit=self.part_bytes)
+            assert (data.count(number), len(data)) == (len(data), self.part_bytes // 4 + number)
 
     async def test_buffers_may_be_reused_once_the_next_part_is_asked_for(self, store: Store) -> None:
         buffer = bytearray(MIB)
@@ -91,7 +148,7 @@ class StoreContract:
             buffer[:] = b"\xff" * MIB
 
         await store.put(PACK, parts())
-        data = await store.get(PACK)
+        data = await store.get(PACK, limit=2 * self.large_bytes)
         assert [data[at * MIB : (at + 1) * MIB] == bytes([at]) * MIB for at in range(count)] == [True] * count
 
     @pytest.mark.parametrize("after", ["little", "much"])
@@ -158,6 +215,16 @@ class StoreContract:
         await store.read_into(PACK, 100, memoryview(whole)[1 : len(data) - 99])
         assert whole == b"\0" + data[100:] + bytes(101)
 
+    async def test_an_object_above_the_limit_is_not_read(self, store: Store) -> None:
+        await store.put(PACK, parts_of([bytes(RECORD_BYTES_MAX + 1)]))
+        with pytest.raises(CorruptError) as caught:
+            await store.get(PACK)
+        assert caught.value.kind == "too_large"
+        await store.create(RECORD, b"abc")
+        assert await store.get(RECORD, limit=3) == b"abc"
+        with pytest.raises(CorruptError):
+            await store.get(RECORD, limit=2)
+
     async def test_what_is_absent_is_positively_missing(self, store: Store) -> None:
         await store.create("log/0000000000000/0000000000000002.json", b"x")
         for call in (
@@ -177,25 +244,6 @@ class StoreContract:
         await twin.settle(RECORD)
         assert await twin.get(RECORD) == b"x"
 
-    async def test_a_listing_has_keys_and_sizes(self, store: Store) -> None:
-        await store.create(RECORD, b"four")
-        await store.put(PACK, parts_of([b"12345"]))
-        assert {(each.key, each.size) for each in await store.list("")} == {(RECORD, 4), (PACK, 5)}
-        assert await keys(store, "log/") == [RECORD]
-        assert await keys(store, "log/0000000000000/") == [RECORD]
-
-    async def test_a_prefix_is_whole_segments(self, store: Store) -> None:
-        for key in ("ab/1", "abc/1", "ab/c/1"):
-            await store.create(key, b"")
-        assert await keys(store, "ab/") == ["ab/1", "ab/c/1"]
-
-    async def test_an_absent_prefix_lists_nothing(self, store: Store) -> None:
-        assert await store.list("log/") == []
-
-    async def test_names_that_are_not_ours_are_listed_and_left_alone(self, store: Store, twin: Store) -> None:
-        await store.create("tensorboard/events.out.tfevents.1", b"x")
-        assert await keys(twin) == ["tensorboard/events.out.tfevents.1"]
-
     async def test_a_deleted_object_is_gone(self, store: Store, twin: Store) -> None:
         await store.put(PACK, parts_of([b"x"]))
         await store.delete(PACK)
@@ -206,6 +254,11 @@ class StoreContract:
     async def test_deleting_what_is_absent_succeeds(self, store: Store) -> None:
         await store.delete(PACK)
         await store.delete("no/such/folder/x")
+
+    async def test_deletes_of_one_object_at_the_same_time_all_succeed(self, store: Store, twin: Store) -> None:
+        await store.put(PACK, parts_of([b"x"]))
+        await asyncio.gather(*((store, twin)[each % 2].delete(PACK) for each in range(6)))
+        assert await keys(twin) == []
 
     async def test_a_put_after_the_last_object_of_a_folder_was_deleted_succeeds(self, store: Store) -> None:
         await store.put(PACK, parts_of([b"x"]))
@@ -223,6 +276,18 @@ class StoreContract:
             await store.get(RECORD)
         await child.close()
         assert await store.get(f"child/0a1b/{RECORD}") == b"child"
+
+    async def test_what_lies_beside_a_root_of_a_similar_name_is_not_in_it(self, store: Store) -> None:
+        names = ("child/ab", "child/abc", "child/a", "child/ab-")
+        children = [store.child(name) for name in names]
+        for child, name in zip(children, names, strict=True):
+            await child.prepare()
+            await child.create(RECORD, name.encode())
+        assert [await keys(child) for child in children] == [[RECORD]] * 4
+        assert [await child.folders("") for child in children] == [{"log"}] * 4
+        assert [await child.get(RECORD) for child in children] == [name.encode() for name in names]
+        for child in children:
+            await child.close()
 
     @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", ".", "a/./b", "..", "../a", "a/../../b", "a\0b"])
     async def test_a_key_cannot_lead_elsewhere(self, store: Store, key: str) -> None:

@@ -10,7 +10,9 @@ from limpet.stores.local_files import FileOps
 
 __all__ = ["Failing", "Recording"]
 
-WATCHED = ("open", "close", "writev", "preadv", "fsync", "fsync_dir", "link", "rename", "unlink", "mkdir", "rmdir")
+LOOKS = ("fstat", "preadv", "scandir", "stat")
+"""Calls that change nothing."""
+WATCHED = ("open", "close", "writev", "fsync", "fsync_dir", "link", "rename", "unlink", "mkdir", "rmdir", *LOOKS)
 
 
 class Recording(FileOps):
@@ -40,7 +42,7 @@ class Recording(FileOps):
 
     def changes(self) -> list[str]:
         """What was done that matters to durability and visibility."""
-        return [each for each in self.done if each.split()[0] not in ("open", "close", "preadv")]
+        return [each for each in self.done if each.split()[0] not in ("open", "close", *LOOKS)]
 
     def _shown(self, name: str, args: tuple[Any, ...]) -> str:
         if name in ("link", "rename"):

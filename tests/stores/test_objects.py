@@ -48,6 +48,7 @@ class Script:
     answer: Callable[[str, str], Answer] = lambda method, path: Answer(500)
     requests: list[tuple[str, str]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
+    conditions: list[str | None] = field(default_factory=list)
     port: int = 0
 
     def store(self, **storage: Any) -> Store:
@@ -77,6 +78,7 @@ def script() -> Iterator[Script]:
         def serve(self) -> None:
             script.bodies.append(self.rfile.read(int(self.headers.get("content-length", 0))))
             script.requests.append((self.command, self.path))
+            script.conditions.append(self.headers.get("if-none-match"))
             answer = script.answer(self.command, self.path)
             content = answer.content()
             self.send_response(answer.status)
@@ -196,6 +198,7 @@ async def test_a_create_is_one_conditional_request(script: Script, store: Store)
     await store.create(RECORD, b"record")
     assert script.requests == [("PUT", f"/bucket/run/{RECORD}")]
     assert script.bodies == [b"record"]
+    assert script.conditions == ["*"]
 
 
 async def test_a_short_answer_is_corrupt_only_if_the_object_is_short(script: Script, store: Store) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from limpet.engine.copying import copy_file, opened, read_up_to
 from limpet.engine.scratch import Scratch, clear_stale
 from limpet.errors import LimpetError, StoreError, UnsupportedLeafError, UsageError
+from limpet.failpoints import reach
 from limpet.format.buffers import Buffer, FileSlice
 from limpet.format.filetree import (
     DEPTH_MAX,
@@ -146,6 +147,7 @@ class Spool:
                     raise
                 full = error
                 continue
+            reach("save.captured")
             self.nbytes += copied
             path = str(folder / scratch.name / name)
             return Buffer(FileSlice(path, copied), copied, immutable=True), atomic

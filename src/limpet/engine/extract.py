@@ -25,6 +25,7 @@ from limpet.engine.descent import Descent
 from limpet.engine.scratch import Scratch, clear_stale
 from limpet.engine.staged import NEW_FILE_FLAGS, FileSink, StagedFile, placing, refusal
 from limpet.errors import CorruptError
+from limpet.failpoints import reach
 from limpet.format.filetree import Directory, File, Link, decode_file_tree, entry_path, name_bytes
 from limpet.stores.base import Bytes
 
@@ -118,6 +119,7 @@ class Extraction:
         for file in self.files:
             if file.buffer not in self._written:
                 raise CorruptError(f"the content of {self._shown(file)!r} was not restored.")
+        reach("restore.staged")
         with contextlib.closing(Descent(self._tree, self._root_fd)) as descent:
             created = self._place_dirs(descent)
             self._place_files(descent)
@@ -218,6 +220,7 @@ class Extraction:
         """Into place; whatever file or link has that name is replaced, never opened."""
         parent_fd = descent.open(entry.parent)
         os.rename(staged, name_bytes(entry.name), src_dir_fd=self._scratch.fd, dst_dir_fd=parent_fd)
+        reach("restore.placed")
 
     def _seal_dirs(self, descent: Descent, created: set[int]) -> None:
         """Set modes and times, children before parents, so that no directory is closed before its content."""

@@ -5,13 +5,13 @@ Readers and the writer load it in the same way; only the writer changes it, reco
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import anyio
 
 from limpet.engine.log import read_record
-from limpet.errors import CorruptError, LimpetError
+from limpet.errors import CorruptError, FormatError, LimpetError
 from limpet.format.record import Record, from_ranges
 from limpet.stores.base import KeyMissingError, Store
 from limpet.types import CheckpointInfo
@@ -19,6 +19,10 @@ from limpet.types import CheckpointInfo
 __all__ = ["Checkpoint", "LiveSet", "info_of", "load_checkpoints", "most_telling"]
 
 _PARALLEL_GETS = 16
+_LINKS_MAX = 8
+"""Records that are read to prove the newest checkpoint by the links from the head; most often none or one."""
+_LOST_MAX = 1000
+"""More live records than this do not rot one by one: the log is lost, or says what it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Checkpoint:
 
     record: Record
     info: CheckpointInfo
+    digest: str = ""
+    """Of the record, as it was read; empty for one that this process wrote."""
 
     @property
     def packs(self) -> frozenset[str]:
@@ -58,6 +64,7 @@ async def load_checkpoints(
     head: Record,
     *,
     known: Callable[[int], Checkpoint | None] = lambda _: None,
+    before: tuple[Record, str] | None = None,
 ) -> tuple[list[Checkpoint], dict[int, LimpetError]]:
     """The live checkpoints of ``head``, newest first, and why the others cannot be used.
 
@@ -65,42 +72,100 @@ async def load_checkpoints(
         store: where the log is.
         head: the newest record.
         known: gives a checkpoint that was loaded before, by seq.
+        before: the record before the head, with its digest, if it was read already.
 
     Raises:
+        CorruptError: a thousand of them cannot be used.
         StoreError: the store could not tell.
     """
     pinned = from_ranges(head.pinned)
     seqs = sorted(from_ranges(head.live), reverse=True)
     found: dict[int, Checkpoint] = {}
     damaged: dict[int, LimpetError] = {}
-    limit = anyio.Semaphore(_PARALLEL_GETS)
 
     async def load(seq: int) -> None:
-        async with limit:
-            before = known(seq)
-            if before is not None and before.record.run == head.run:
-                found[seq] = Checkpoint(before.record, replace(before.info, pinned=seq in pinned))
-                return
-            try:
-                record = head if seq == head.seq else (await read_record(store, seq))[0]
-                if record.commit is None:
-                    raise CorruptError(f"log record {seq} is live, but commits nothing.")
-                found[seq] = Checkpoint(record, info_of(record, pinned=seq in pinned))
-            except KeyMissingError:
-                damaged[seq] = CorruptError(f"log record {seq} is live, but missing.")
-            except CorruptError as error:
-                damaged[seq] = error
+        before = known(seq)
+        if before is not None and before.record.run == head.run:
+            found[seq] = replace(before, info=replace(before.info, pinned=seq in pinned))
+            return
+        try:
+            record, digest = (head, "") if seq == head.seq else await read_record(store, seq)
+            _check_kin(record, head)
+            found[seq] = Checkpoint(record, info_of(record, pinned=seq in pinned), digest)
+        except KeyMissingError:
+            damaged[seq] = CorruptError(f"log record {seq} is live, but missing.")
+        except CorruptError as error:
+            damaged[seq] = error
+        if len(damaged) > _LOST_MAX:
+            raise CorruptError(
+                f"{store.url}: more than {_LOST_MAX} live log records are damaged or missing.",
+                hint="Restore the log from a copy.",
+            )
 
     if len(seqs) == 1:
         await load(seqs[0])
     else:
-        try:
-            async with anyio.create_task_group() as group:
-                for seq in seqs:
-                    group.start_soon(load, seq)
-        except BaseExceptionGroup as errors:
-            raise most_telling(errors) from None
+        await _each(load, iter(seqs))
+    if found:
+        _drop_replaced(await _extending(store, head, max(found), before), found, damaged)
     return [found[seq] for seq in seqs if seq in found], damaged
+
+
+async def _each(load: Callable[[int], Awaitable[None]], seqs: Iterator[int]) -> None:
+    """Load all of them, a few at a time: there may be a million."""
+
+    async def work() -> None:
+        for seq in seqs:
+            await load(seq)
+
+    try:
+        async with anyio.create_task_group() as group:
+            for _ in range(_PARALLEL_GETS):
+                group.start_soon(work)
+    except BaseExceptionGroup as errors:
+        raise most_telling(errors) from None
+
+
+def _check_kin(record: Record, head: Record) -> None:
+    """A live record must be a checkpoint of the head's own run: a foreign one verifies just as well."""
+    if record.run != head.run:
+        raise CorruptError(f"log record {record.seq} belongs to another run.")
+    if record.commit is None:
+        raise CorruptError(f"log record {record.seq} is live, but commits nothing.")
+    if record.epoch > head.epoch:
+        raise CorruptError(f"log record {record.seq} is of epoch {record.epoch}, newer than that of record {head.seq}.")
+
+
+async def _extending(store: Store, head: Record, seq: int, before: tuple[Record, str] | None) -> Record | None:
+    """The record after ``seq``, if the links from the head lead to it; there are few records in between, as a rule."""
+    after = head
+    for number in range(head.seq - 1, seq, -1):
+        if head.seq - number > _LINKS_MAX:
+            return None
+        try:
+            at_hand = before if before is not None and before[0].seq == number else None
+            record, digest = at_hand or await read_record(store, number)
+        except (KeyMissingError, CorruptError, FormatError):
+            return None
+        if after.prev is None or after.prev.digest not in ("", digest):
+            return None
+        after = record
+    return after
+
+
+def _drop_replaced(after: Record | None, found: dict[int, Checkpoint], damaged: dict[int, LimpetError]) -> None:
+    """Take out what is not the record that its successor extended, wherever the successor is at hand.
+
+    One from a copy of the run that went its own way would have the right run and number.
+    """
+    for seq in sorted(found, reverse=True):
+        checkpoint = found[seq]
+        link = after.prev.digest if after is not None and after.prev is not None and after.prev.seq == seq else ""
+        if after is not None and link and checkpoint.digest and link != checkpoint.digest:
+            damaged[seq] = CorruptError(f"log record {seq} is not the one that record {after.seq} extends.")
+            del found[seq]
+        else:
+            after = checkpoint.record
 
 
 def most_telling(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -16,10 +16,19 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from limpet.engine.head import Head, check_run, find_head, read_record
 from limpet.engine.timing import Timing
-from limpet.errors import CommitUnknownError, CorruptError, FencedError, FormatError, LimpetError, StoreError
+from limpet.errors import (
+    CommitUnknownError,
+    CorruptError,
+    FencedError,
+    FormatError,
+    LimpetError,
+    StoreError,
+    UntrustedError,
+)
 from limpet.failpoints import reach
-from limpet.format.layout import DATA_PREFIX, LOG_PREFIX, log_folders, log_key, parse_log_key, parse_pack_key
+from limpet.format.layout import log_key
 from limpet.format.record import (
     RECORD_BYTES_MAX,
     Prev,
@@ -28,124 +37,9 @@ from limpet.format.record import (
     decode_record,
     encode_record,
 )
-from limpet.stores.base import NO_SPACE, NOT_DURABLE, KeyExistsError, KeyMissingError, Store
+from limpet.stores.base import NO_SPACE, NOT_DURABLE, KeyExistsError, Store
 
 __all__ = ["Head", "Log", "check_run", "find_head", "read_record"]
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The newest record that verifies.
-
-    Attributes:
-        record: it; ``None`` for an empty log.
-        digest: it carries this.
-        last_seq: of the newest record, verified or not.
-        damaged: seqs of newer records that do not verify.
-    """
-
-    record: Record | None
-    digest: str = ""
-    last_seq: int = 0
-    damaged: tuple[int, ...] = ()
-
-
-async def read_record(store: Store, seq: int) -> tuple[Record, str]:
-    """Record ``seq`` and its digest.
-
-    Raises:
-        KeyMissingError: there is none.
-        CorruptError: it does not verify, three times in a row.
-    """
-    for last in (False, False, True):
-        data = await store.get(log_key(seq))
-        try:
-            return decode_record(data, seq)
-        except CorruptError:
-            if last:
-                raise
-    raise AssertionError("unreachable")
-
-
-async def find_head(store: Store) -> Head:
-    """The head of the log, proved by a positive not-found of the record after it.
-
-    Raises:
-        CorruptError: the log has a hole, or data without any record.
-        StoreError: the store could not tell.
-    """
-    last = await _listed_head(store)
-    while True:
-        try:
-            await store.get(log_key(last + 1))
-        except KeyMissingError:
-            break
-        last += 1
-    if last == 0:
-        await _prove_empty(store)
-        return Head(None)
-    if last > 1:
-        await _prove_first(store, last)
-    return await _newest_verified(store, last)
-
-
-async def _listed_head(store: Store) -> int:
-    """The newest record that a listing shows: of one folder, however long the log is. It may lag behind."""
-    for prefix in log_folders(await store.folders(LOG_PREFIX)):
-        seqs = [seq for entry in await store.list(prefix) if (seq := parse_log_key(entry.key)) is not None]
-        if seqs:
-            return max(seqs)
-    return 0
-
-
-def check_run(store: Store, head: Head, run: str) -> None:
-    """Refuse a log that is not of the run that the marker names.
-
-    Raises:
-        StoreError: it is another run's.
-    """
-    if head.record is not None and head.record.run != run:
-        raise StoreError(
-            f"{store.url} mixes two runs: its limpet.json and its log do not belong together.",
-            hint="One was copied over the other; restore either from a copy.",
-            kind="mixed_runs",
-        )
-
-
-async def _prove_first(store: Store, last: int) -> None:
-    try:
-        await store.get(log_key(1))
-    except KeyMissingError as error:
-        raise CorruptError(
-            f"{store.url} has log records up to {last}, but not the first.",
-            hint="Part of the log was removed: restore it from a copy.",
-        ) from error
-
-
-async def _prove_empty(store: Store) -> None:
-    packs = [entry.key for entry in await store.list(DATA_PREFIX) if parse_pack_key(entry.key) is not None]
-    if packs:
-        raise CorruptError(
-            f"{store.url} holds {len(packs)} data objects but no log.",
-            hint="The log was removed or only a part was copied: restore it, or use another place.",
-        )
-
-
-async def _newest_verified(store: Store, last: int) -> Head:
-    damaged: list[int] = []
-    for seq in range(last, 0, -1):
-        try:
-            record, digest = await read_record(store, seq)
-        except CorruptError:
-            damaged.append(seq)
-        except KeyMissingError as error:
-            raise CorruptError(
-                f"{store.url} has log records up to {last}, but not record {seq}.",
-                hint="Part of the log was removed: restore it from a copy.",
-            ) from error
-        else:
-            return Head(record, digest, last, tuple(sorted(damaged)))
-    raise CorruptError(f"{store.url}: none of the {last} log records verifies.")
 
 
 async def _no_room() -> bool:
@@ -290,7 +184,8 @@ class Log:
             last_error: StoreError
             try:
                 reach("create.before")
-                await self.store.create(key, data)
+                # Half of the time: an answer that was lost may still be found out by reading back.
+                await self.timing.within(deadline, self.store.create(key, data), share=0.5)
                 reach("create.after")
             except StoreError as error:
                 last_error = error
@@ -298,19 +193,20 @@ class Log:
             else:
                 return True
             if last_error.kind != NOT_DURABLE:
-                verdict = await self._read_back(record, key, last_error)
+                verdict = await self._read_back(record, key, last_error, deadline)
                 if verdict is not None:
                     return verdict
             if last_error.kind == NO_SPACE and not await self.make_room():
                 if not unclear:  # refused before it could be named: it cannot land any more
                     self._unsettled.discard(record.nonce)
                 raise last_error
-            if last_error.kind == NOT_DURABLE or self.timing.clock() + delay >= deadline:
+            left = deadline - self.timing.clock()
+            if last_error.kind == NOT_DURABLE or left <= 0:
                 raise self._unknown(record, last_error) from last_error
             if not last_error.transient and not isinstance(last_error, KeyExistsError):
                 raise last_error
             self.on_retry("create", key, attempt, last_error)
-            await self.timing.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            await self.timing.sleep(min(delay * random.uniform(0.5, 1.0), left))  # noqa: S311 - jitter
             delay = min(delay * 2, 5.0)
         raise AssertionError("unreachable")
 
@@ -326,17 +222,20 @@ class Log:
             self.stopped = error
         return error
 
-    async def _read_back(self, record: Record, key: str, cause: StoreError) -> bool | None:
+    async def _read_back(self, record: Record, key: str, cause: StoreError, deadline: float) -> bool | None:
         """Who holds ``key``: True: this try. False: an earlier one of ours. None: nobody, or nobody can tell."""
         try:
-            data = await self.store.get(key)
+            data = await self.timing.within(deadline, self.store.get(key))
             found, digest = decode_record(data, record.seq)
             if found.epoch == self.epoch:
-                await self.store.settle(key)  # its own create may have ended before its fsync
+                # Its own create may have ended before its fsync.
+                await self.timing.within(deadline, self.store.settle(key))
         except (StoreError, CorruptError):
             return None
         except FormatError as error:
             raise self.fence("a newer version of limpet took it over") from error
+        except UntrustedError as error:
+            raise self.fence("somebody without its key took it over") from error
         if found.nonce == record.nonce:
             return True
         if found.epoch == self.epoch and record.kind != "open":

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from limpet.engine.live import Checkpoint, load_checkpoints
 from limpet.engine.log import check_run, find_head
 from limpet.engine.timing import Timing
-from limpet.errors import LimpetError, StoreError
+from limpet.errors import CorruptError, FormatError, LimpetError, StoreError
 from limpet.failpoints import reach
 from limpet.format.layout import FORMAT_KEY
 from limpet.format.marker import Marker, decode_marker, encode_marker
-from limpet.stores.base import KeyExistsError, KeyMissingError, Store
+from limpet.stores.base import NO_SPACE, KeyExistsError, KeyMissingError, Store
+from limpet.stores.probe import not_atomic
 from limpet.stores.retry import RetryPolicy, backoff_delays
 
 __all__ = ["View", "claim_root", "fresh_view"]
@@ -55,8 +56,22 @@ async def fresh_view(store: Store, known: Callable[[int], Checkpoint | None] = l
 
 async def read_marker(store: Store) -> Marker | None:
     """The run's marker, if it has one."""
-    data = await _get_marker(store)
-    return None if data is None else decode_marker(data, store.url)
+    found = await _read_marker(store)
+    return None if found is None else found[0]
+
+
+async def _read_marker(store: Store) -> tuple[Marker, bytes] | None:
+    """The marker and its bytes; asked for three times before it counts as damaged."""
+    for last in (False, False, True):
+        data = await _get_marker(store)
+        if data is None:
+            return None
+        try:
+            return decode_marker(data, store.url), data
+        except FormatError:
+            if last:
+                raise
+    raise AssertionError("unreachable")
 
 
 async def claim_root(store: Store, name: str, timing: Timing | None = None) -> Marker:
@@ -72,18 +87,20 @@ async def claim_root(store: Store, name: str, timing: Timing | None = None) -> M
         StoreError: the store has no atomic create, or could not tell.
     """
     timing = timing or Timing()
-    found = await _get_marker(store)
+    found = await _read_marker(store)
     if found is None:
         head = await find_head(store)
         run = head.record.run if head.record is not None else secrets.token_hex(16)
         await _create_marker(store, encode_marker(run, name), timing)
-        found = await _get_marker(store)
+        found = await _read_marker(store)
         if found is None:
-            raise _not_atomic(store)
-    marker = decode_marker(found, store.url)
-    # Other bytes of the same meaning: a store that overwrites them has done no harm.
-    if await _create_marker(store, found + b"\n", timing) or await _get_marker(store) != found:
-        raise _not_atomic(store)
+            raise not_atomic(store)
+    marker, data = found
+    other = data + b"\n"  # of the same meaning: a store that overwrites has done no harm
+    if await _create_marker(store, other, timing) or (again := await _get_marker(store)) in (None, other):
+        raise not_atomic(store)
+    if again != data:
+        raise StoreError(f"{store.url}: limpet.json was read twice, and differed.", transient=True)
     return marker
 
 
@@ -92,6 +109,10 @@ async def _get_marker(store: Store) -> bytes | None:
         return await store.get(FORMAT_KEY)
     except KeyMissingError:
         return None
+    except CorruptError as error:
+        raise FormatError(
+            f"{store.url} holds a limpet.json that limpet did not write: {error.message}", hint="Use another place."
+        ) from error
 
 
 async def _create_marker(store: Store, data: bytes, timing: Timing) -> bool:
@@ -105,17 +126,10 @@ async def _create_marker(store: Store, data: bytes, timing: Timing) -> bool:
             found = await _get_marker(store) if exists else None
             if found is not None:
                 return found == data  # ours if the answer to an earlier try was lost
-            if not (exists or error.transient) or timing.clock() + delay >= deadline:
+            hopeless = error.kind == NO_SPACE or not (exists or error.transient)
+            if hopeless or timing.clock() + delay >= deadline:
                 raise
             await timing.sleep(delay)
         else:
             return True
     raise AssertionError("unreachable")
-
-
-def _not_atomic(store: Store) -> StoreError:
-    return StoreError(
-        f"{store.url} does not refuse a second create of the same object, so two writers could not be told apart.",
-        hint="Use a store with conditional writes (local disk, S3, GCS, Azure).",
-        kind="no_atomic_create",
-    )

@@ -125,6 +125,7 @@ class Reader:
             self._check(checkpoint, manifest, len(body) - at.size)
         except CorruptError as error:
             error.pack = at.key or None
+            error.message = f"{at.key or 'the commit record'}, at byte {at.offset}: {error.message}"
             raise
         return manifest
 

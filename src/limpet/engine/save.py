@@ -6,16 +6,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from limpet.engine.slots import Lease, SlotPool
 from limpet.engine.staging import Snapshot
+from limpet.errors import LimpetError
 from limpet.pending import Completion, PendingWrite, Phase
 from limpet.types import Outcome, Receipt
+from limpet.workers import refuse_reentry
 
-__all__ = ["OnBusy", "Save", "SaveQueue"]
+__all__ = ["OnBusy", "Save", "SaveQueue", "interrupted"]
 
 OnBusy = Literal["wait", "skip", "supersede"]
 
@@ -55,6 +57,15 @@ class Save:
     replaced: list[Replaced] = field(default_factory=list)
     forgotten: list[int | None] = field(default_factory=list)
     place: int = 0
+    _to_copy: list[None] = field(default_factory=lambda: [None])
+
+    def claim_copy(self) -> bool:
+        """Whether the caller is the one to stage it, or to give that up: true once, on whatever thread."""
+        try:
+            self._to_copy.pop()
+        except IndexError:
+            return False
+        return True
 
     @property
     def step(self) -> int | None:
@@ -149,6 +160,13 @@ class Replaced:
         handle._completion.set_error(error)
 
 
+def interrupted(error: BaseException) -> BaseException:
+    """What becomes of a save whose staging ended with ``error``: an interruption is no error of the save's own."""
+    if isinstance(error, Exception):
+        return error
+    return LimpetError("the state was not staged: its copy was interrupted.", kind="interrupted")
+
+
 class SaveQueue:
     """Staged saves in the order of their calls, and the leases that bound how many there may be.
 
@@ -164,7 +182,7 @@ class SaveQueue:
         self._pool = pool
         self._on_busy = on_busy
         self._wake = wake
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: deque[Save] = deque()
         self._active: list[Save] = []
         self._staging: list[Save] = []
@@ -185,47 +203,67 @@ class SaveQueue:
             BaseException: what the queue was closed with.
         """
         with self._lock:
+            refuse_reentry(self._lock)
             if self.closed_by is not None:
                 raise self.closed_by
-            first = not self._line or self._line[0] is save
-            lease, claimed = self._lease_for(save, nbytes) if first else (None, [])
-            if lease is None:
-                if self._on_busy == "skip" and save.supersedable:
-                    return "skip"
-                if save not in self._line:
-                    self._line.append(save)
-                return None
-            if self._line:
-                self._line.popleft()
-            others_wait = bool(self._line)
-            self._join(save)
-            self._staging.append(save)
+            waiting = tuple(self._waiting)
+            try:
+                lease, claimed = self._admit(save, nbytes)
+            except BaseException as error:
+                self._restore(waiting, error)
+                raise
         for older in claimed:
             older.release()
-            save.take_over(older)
-        if others_wait:
-            self.notify()
         return lease
 
-    def leave(self, save: Save) -> None:
-        """``save``, which was not admitted, does not wait in line any more."""
-        with self._lock:
+    def _admit(self, save: Save, nbytes: int) -> tuple[Lease | Literal["skip"] | None, list[Save]]:
+        first = not self._line or self._line[0] is save
+        lease, claimed = self._lease_for(save, nbytes) if first else (None, [])
+        if lease is None:
+            if self._on_busy == "skip" and save.supersedable:
+                return "skip", claimed
             if save not in self._line:
-                return
-            self._line.remove(save)
+                self._line.append(save)
+            return None, claimed
+        if self._line:
+            self._line.popleft()
+        for older in claimed:
+            save.take_over(older)
+        self._join(save)
+        self._staging.append(save)
+        if self._line:
+            self.notify()
+        return lease, claimed
+
+    def _restore(self, waiting: Sequence[Save], error: BaseException) -> None:
+        """An interrupt came in the middle of an admission: what was given up for it is lost, and told so."""
+        self._waiting = deque(save for save in waiting if save.snapshot is not None and save.snapshot.lease.is_held)
+        for save in waiting:
+            if save not in self._waiting:
+                save.fail(interrupted(error))
+
+    def leave(self, save: Save, error: BaseException) -> None:
+        """The caller of ``save`` was interrupted before it got its lease: forget it, and what it was to replace."""
+        with self._lock:
+            refuse_reentry(self._lock)
+            for line in (self._line, self._staging):
+                if save in line:
+                    line.remove(save)
+        save.fail(interrupted(error))
         self.notify()
 
     def push(self, save: Save, *, admitted: bool = True) -> None:
         """Hand a staged save to the engine. Saves are written and committed in the order they were admitted in."""
         with self._lock:
-            if admitted:
-                self._staging.remove(save)
-            else:
+            refuse_reentry(self._lock)
+            if not admitted:
                 self._join(save)
             closed_by = self.closed_by
             if closed_by is None:
                 save.handle.phase = Phase.WAITING
                 self._insert(save)
+            if admitted:  # last: what an interrupt leaves here is for ``abandon``
+                self._staging.remove(save)
             wake = not (self._engine_will_look and save.paced)
             watched = bool(self._watchers)
         if closed_by is not None:
@@ -238,13 +276,16 @@ class SaveQueue:
     def abandon(self, save: Save, error: BaseException) -> bool:
         """The staging of an admitted save failed in its caller; ``False`` if it was pushed already."""
         with self._lock:
-            if save not in self._staging:
-                return False
-            self._staging.remove(save)
-        save.fail(error)
-        self.notify()
+            refuse_reentry(self._lock)
+            pushed = save not in self._staging and (save in self._waiting or save in self._active)
+            for line in () if pushed else (self._staging, self._waiting):
+                if save in line:
+                    line.remove(save)
+        if not pushed:
+            save.fail(error)
+            self.notify()
         self._wake(True)
-        return True
+        return not pushed
 
     def start_nowait(self, wait_seconds: Callable[[], float]) -> Save | float | None:
         """The next save to write; or how many seconds its pacing asks for; or ``None`` if there is nothing to start.
@@ -253,6 +294,7 @@ class SaveQueue:
             wait_seconds: how long until the next paced commit may start.
         """
         with self._lock:
+            refuse_reentry(self._lock)
             # Whoever finishes a save, or the timer of a paced one, makes the engine look again by itself.
             if not self._waiting or len(self._active) >= max(1, self._pool.count - 1):
                 self._engine_will_look = bool(self._waiting)
@@ -275,6 +317,7 @@ class SaveQueue:
     def finished(self, save: Save) -> None:
         """``save`` has ended and released its lease."""
         with self._lock:
+            refuse_reentry(self._lock)
             self._active.remove(save)
         self.notify()
         self._wake(True)
@@ -282,11 +325,13 @@ class SaveQueue:
     def idle(self) -> bool:
         """Whether nothing is being staged, waits or is being written."""
         with self._lock:
+            refuse_reentry(self._lock)
             return not (self._staging or self._waiting or self._active)
 
     def unfinished(self) -> list[Save]:
         """Everything accepted that has not ended, oldest first."""
         with self._lock:
+            refuse_reentry(self._lock)
             return [*self._active, *self._waiting, *self._staging]
 
     def hurry(self, hurried: bool = True) -> None:
@@ -297,6 +342,7 @@ class SaveQueue:
     def close(self, error: BaseException) -> None:
         """Fail what waits, and every later call, with ``error``. What is being written goes on."""
         with self._lock:
+            refuse_reentry(self._lock)
             self.closed_by = self.closed_by or error
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -308,12 +354,13 @@ class SaveQueue:
         """Settles when a call that had to wait should try again, or when the queue may be idle."""
         watcher: Completion[None] = Completion()
         with self._lock:
+            refuse_reentry(self._lock)
             self._watchers.append(watcher)
         return watcher
 
     def notify(self) -> None:
         """Wake everyone who subscribed with ``changed``."""
-        with self._lock:
+        with self._lock:  # a lease that gets lost tells us in the middle of anything: no harm is done
             watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             watcher.set_result(None)

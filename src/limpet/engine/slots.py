@@ -18,6 +18,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from limpet.workers import refuse_reentry
+
 __all__ = ["Bytes8", "Lease", "MemoryBudget", "SlotPool"]
 
 _HUGE_PAGE = 2 << 20
@@ -40,7 +42,10 @@ class _Slot:
     __slots__ = ("array", "small_leases", "touched")
 
     def __init__(self, nbytes: int) -> None:
-        mapping = mmap.mmap(-1, nbytes)
+        try:
+            mapping = mmap.mmap(-1, nbytes)
+        except OSError as error:  # ENOMEM: mmap(2) says it in its own way
+            raise MemoryError(f"no memory for a buffer of {nbytes} bytes: {error.strerror}") from error
         for name in _ADVICE:
             advice = getattr(mmap, name, None)
             if advice is not None:
@@ -64,7 +69,7 @@ class _Slot:
 class Lease:
     """The right to use one of the pool's slots, until ``release``."""
 
-    __slots__ = ("_borrowed", "_pool", "_released", "_slot", "memory")
+    __slots__ = ("_borrowed", "_counted", "_pool", "_released", "_slot", "memory")
 
     def __init__(self, pool: SlotPool, slot: _Slot | None, memory: Bytes8) -> None:
         self._pool = pool
@@ -72,12 +77,22 @@ class Lease:
         self.memory = memory
         self._borrowed: list[weakref.ref[Bytes8]] = []
         self._released = False
+        self._counted = False
+
+    def __del__(self) -> None:
+        if self._counted:  # an interrupt from the keyboard may lose it on its way to the caller, or on its way back
+            self._pool._give_back(self, self._slot, reusable=False)
 
     def borrow(self, offset: int, nbytes: int) -> Bytes8:
         """A view to hand to somebody whose references cannot be followed otherwise."""
         view = self.memory[offset : offset + nbytes]
         self._borrowed.append(weakref.ref(view))
         return view
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._released
 
     def release(self) -> None:
         """Give the slot back. Idempotent."""
@@ -86,7 +101,7 @@ class Lease:
         lent = any(reference() is not None for reference in self._borrowed)
         slot = self._slot
         self._end()
-        self._pool._give_back(slot, reusable=not lent)
+        self._pool._give_back(self, slot, reusable=not lent)
 
     def _end(self) -> None:
         self._released = True
@@ -104,7 +119,7 @@ class MemoryBudget:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self._leased_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._watchers: tuple[Callable[[], None], ...] = ()
 
     def try_take(self, nbytes: int, giving_back: int = 0) -> bool:
@@ -115,6 +130,7 @@ class MemoryBudget:
             giving_back: bytes that are given back in the same step, if they fit.
         """
         with self._lock:
+            refuse_reentry(self._lock)
             others = self._leased_bytes - giving_back
             if others and others + nbytes > self.limit_bytes:
                 return False
@@ -129,11 +145,13 @@ class MemoryBudget:
     def watch(self, freed: Callable[[], None]) -> None:
         """Call ``freed()`` whenever a pool has given memory back: another pool's callers may wait for it."""
         with self._lock:
+            refuse_reentry(self._lock)
             self._watchers = (*self._watchers, freed)
 
     def unwatch(self, freed: Callable[[], None]) -> None:
         """Forget ``freed``, if it watches."""
         with self._lock:
+            refuse_reentry(self._lock)
             self._watchers = tuple(watcher for watcher in self._watchers if watcher != freed)
 
     def tell(self) -> None:
@@ -155,7 +173,7 @@ class SlotPool:
         self._budget = budget
         self._free: list[_Slot] = []
         self._leased = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closed = False
 
     def try_lease(self, nbytes: int, instead_of: Sequence[Lease] = ()) -> Lease | None:
@@ -166,22 +184,28 @@ class SlotPool:
             instead_of: leases that nobody reads from: they end in the same step, or, if that gives no room, go on.
         """
         with self._lock:
+            refuse_reentry(self._lock)
             if self._leased - len(instead_of) >= self.count:
                 return None
             returned = [lease._slot for lease in instead_of if lease._slot is not None]
-            slot = None
-            if nbytes > _TINY:
-                slot = self._take(nbytes, returned)
-                if slot is None:
-                    return None
-            elif returned:
+            # Whatever takes memory comes before any account is changed: it may fail.
+            slot = self._take(nbytes, returned) if nbytes > _TINY else None
+            if slot is None and nbytes > _TINY:
+                return None
+            memory = np.empty(nbytes, dtype=np.uint8) if slot is None else slot.array[:nbytes]
+            if slot is None and returned:
                 self._budget.give_back(sum(old.nbytes for old in returned))
-            for lease in instead_of:
-                lease._end()
+            for older in instead_of:
+                older._end()
+                # Here and below, no call comes between the count and its mark: nothing can interrupt them.
+                self._leased -= 1
+                older._counted = False
             if returned and not self._closed:
                 self._free += [old for old in returned if old is not slot]
-            self._leased += 1 - len(instead_of)
-            return Lease(self, slot, np.empty(nbytes, dtype=np.uint8) if slot is None else slot.array[:nbytes])
+            lease = Lease(self, slot, memory)
+            self._leased += 1
+            lease._counted = True
+            return lease
 
     def fits(self, nbytes: int) -> bool:
         """Whether ``nbytes`` can ever be leased."""
@@ -205,6 +229,7 @@ class SlotPool:
     def close(self) -> None:
         """Forget the free slots; those still leased are forgotten when they come back."""
         with self._lock:
+            refuse_reentry(self._lock)
             self._closed = True
             self._free.clear()
 
@@ -222,16 +247,21 @@ class SlotPool:
                 return None
             # Those that are too small make room for it; one that was too large for long goes.
             self._free = [] if slot is None else [free for free in self._free if free is not slot]
-            return _Slot(_whole_pages(nbytes))
+            try:
+                return _Slot(_whole_pages(nbytes))
+            except BaseException:
+                self._budget.give_back(_whole_pages(nbytes) - room)
+                raise
         if not self._budget.try_take(slot.nbytes, room):
             return None
         slot.small_leases = rarely_full
         self._free = [free for free in self._free if free is not slot]
         return slot
 
-    def _give_back(self, slot: _Slot | None, *, reusable: bool) -> None:
+    def _give_back(self, lease: Lease, slot: _Slot | None, *, reusable: bool) -> None:
         with self._lock:
             self._leased -= 1
+            lease._counted = False
             if slot is None:
                 return
             self._budget.give_back(slot.nbytes)

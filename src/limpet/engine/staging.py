@@ -6,6 +6,7 @@ the interpreter lock while it copies, so the pieces really run side by side.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -139,8 +140,9 @@ class Copier:
             _drain(pieces)
             return
         crew = _Crew(pieces)
-        for _ in range(self._helpers.count):
-            self._helpers.submit(crew.help_out)
+        with contextlib.suppress(RuntimeError):  # the main thread has ended, and no thread can be started any more
+            for _ in range(self._helpers.count):
+                self._helpers.submit(crew.help_out)
         try:
             _drain(pieces)
         finally:
@@ -192,7 +194,16 @@ class _Crew:
                 self._changed.notify_all()
 
     def dismiss(self) -> None:
-        with self._changed:
-            self._over = True
-            while self._busy:
-                self._changed.wait()
+        # Whatever comes meanwhile: the memory belongs to somebody else once this has returned.
+        interrupted: BaseException | None = None
+        while True:
+            try:
+                with self._changed:
+                    self._over = True
+                    while self._busy:
+                        self._changed.wait()
+                break
+            except BaseException as error:  # from the keyboard
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted

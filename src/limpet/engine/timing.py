@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import anyio
 
+from limpet.errors import StoreError
+
 __all__ = ["Timing"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +35,14 @@ class Timing:
     grace: float = 60.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+
+    async def within(self, deadline: float, call: Awaitable[T], *, share: float = 1.0) -> T:
+        """What ``call`` gives, if it comes within this share of the time that is left; a moment is left always.
+
+        Raises:
+            StoreError: it did not come; whether it takes effect is not known.
+        """
+        left = max((deadline - self.clock()) * share, self.commit_deadline / 20)
+        with anyio.move_on_after(left):
+            return await call
+        raise StoreError(f"no answer came within {left:.3g} s", transient=True)

@@ -7,12 +7,15 @@ fresh name: no name ever has two contents. A tiny save needs no pack: it travels
 from __future__ import annotations
 
 import base64
+import math
 import secrets
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import anyio
 
 from limpet.engine.bases import Bases
 from limpet.engine.budget import ByteBudget
@@ -21,7 +24,7 @@ from limpet.engine.index import Known
 from limpet.engine.save import Save
 from limpet.engine.staging import Snapshot
 from limpet.engine.timing import Timing
-from limpet.errors import StoreError
+from limpet.errors import LimpetError, StoreError
 from limpet.failpoints import reach
 from limpet.format.codec import CodecChooser
 from limpet.format.layout import PackName, pack_key
@@ -40,6 +43,10 @@ _INLINE_RAW_MAX = 16 << 10
 """States larger than this are not even tried in the record, unless nearly all of it is known already."""
 _INLINE_TRIAL_MAX = 64 << 20
 """Of states larger than this it is not even looked at how much is known: that hashes them once more."""
+_SLOWEST_BYTES_PER_SECOND = 512 << 10
+"""Of a line that is slow, not dead: what is on its way, at most ``_ON_THE_WAY_MAX``, may take that much longer."""
+_ON_THE_WAY_MAX = 64 << 20
+_STUCK = "stuck"
 
 
 @dataclass(slots=True)
@@ -198,20 +205,34 @@ class Upload:
         for attempt, delay in enumerate(backoff_delays(RetryPolicy()), 1):
             key = pack_key(PackName(self.resources.epoch, self.number, secrets.token_hex(4), 0, part))
             started = timing.clock()
+            left = timing.upload_deadline - (0.0 if failed_since is None else started - failed_since)
+            patience = max(left, timing.upload_deadline / 20)  # a moment is left always, for the store's own words
             try:
                 # Closed here, not when it is collected: until then it holds the budget and reads from the snapshot.
                 async with aclosing(self._parts(start, key)) as parts:
-                    size = await self.resources.store.put(key, parts, size_hint=self._pack_bytes())
+                    size = await self._put(key, parts, patience)
             except StoreError as error:
                 self._forget_from(start)
-                failed_since = timing.clock() if failed_since is None else failed_since
+                if failed_since is None:
+                    failed_since = timing.clock() - (patience if error.kind == _STUCK else 0.0)
                 await self._consider(error, key, attempt, failed_since)
-                await timing.sleep(delay)
+                await timing.sleep(min(delay, max(0.0, failed_since + timing.upload_deadline - timing.clock())))
             else:
                 reach("save.pack_done")
                 self._sizes[key] = size
                 self.resources.chooser.observe_store(size, timing.clock() - started)
                 return
+
+    async def _put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], patience: float) -> int:
+        """Have the store write a pack, unless it stands still for ``patience`` seconds, and for what is on its way.
+
+        Raises:
+            StoreError: it failed, or stood still.
+        """
+        with anyio.CancelScope() as scope:
+            return await self.resources.store.put(key, _watched(parts, scope, patience), size_hint=self._pack_bytes())
+        words = f"writing {self.resources.store.url}/{key}: the store stood still for {patience:.3g} s"
+        raise StoreError(words, kind=_STUCK, transient=True)
 
     async def _consider(self, error: StoreError, key: str, attempt: int, failed_since: float) -> None:
         """Raise ``error`` unless another try may help."""
@@ -320,8 +341,29 @@ class Upload:
         )
 
 
+async def _watched(
+    parts: AsyncIterable[Sequence[Bytes]], scope: anyio.CancelScope, patience: float
+) -> AsyncIterator[Sequence[Bytes]]:
+    """``parts``; ``scope`` ends when whoever reads them neither asks for the next nor returns for too long."""
+    sent = 0
+    async for part in parts:
+        sent += sum(memoryview(buffer).nbytes for buffer in part)
+        allowance = patience + min(sent, _ON_THE_WAY_MAX) / _SLOWEST_BYTES_PER_SECOND
+        scope.deadline = anyio.current_time() + allowance
+        yield part
+        del part  # its buffers are free once the next one is asked for
+        scope.deadline = math.inf
+    scope.deadline = anyio.current_time() + patience + min(sent, _ON_THE_WAY_MAX) / _SLOWEST_BYTES_PER_SECOND
+
+
 def forget_locals(error: BaseException | None) -> None:
-    """Drop what the error's frames refer to: buffers of a snapshot, whose memory could not be used again."""
+    """Drop what the error's frames refer to: buffers of a snapshot, whose memory could not be used again.
+
+    The frames themselves are left alone. Others may have been given the same error, that of a fenced writer say, and
+    before Python 3.13 to clear the frame of a coroutine that waits is to end it.
+    """
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        if error.__traceback__ is not None and not isinstance(error, LimpetError):  # a defect: say where it is
+            error.add_note("".join(traceback.format_tb(error.__traceback__)))
+        error.__traceback__ = None
         error = error.__cause__ or error.__context__

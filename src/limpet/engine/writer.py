@@ -106,7 +106,7 @@ class RunWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._tidy_wakeup = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._scopes: set[anyio.CancelScope] = set()
+        self._scopes: dict[anyio.CancelScope, None] = {}  # in the order of the calls
         self._sent: set[int] = set()  # numbers of saves whose commit record may be on its way
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -131,7 +131,8 @@ class RunWriter:
         self.log.on_retry = self._retried
         self.log.make_room = self._make_room
         self.policy = retention.from_json(self.log.head.retain)
-        checkpoints, damaged = await load_checkpoints(self._store, self.log.head)
+        before = None if head.record is None else (head.record, head.digest)
+        checkpoints, damaged = await load_checkpoints(self._store, self.log.head, before=before)
         self.live.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in checkpoints}
         self.live.damaged = set(damaged)
         self.committed = tuple(self.live.infos())
@@ -202,7 +203,7 @@ class RunWriter:
     async def _write(self, save: Save, number: int, before: anyio.Event | None, done: anyio.Event) -> None:
         failed = False
         scope = anyio.CancelScope(shield=True)
-        self._scopes.add(scope)
+        self._scopes[scope] = None
         try:
             with scope:
                 await self._write_shielded(save, number, before)
@@ -210,7 +211,7 @@ class RunWriter:
             failed = True
             self._fail(save, error)
         finally:
-            self._scopes.discard(scope)
+            del self._scopes[scope]
             if not save.handle.done():  # cancelled, by stop() or with the loop
                 failed = True
                 self._fail(save, StoreError("the save was not committed before the deadline of close().", kind="late"))
@@ -274,6 +275,7 @@ class RunWriter:
 
     def _apply(self, record: Record) -> None:
         left = self.live.apply(record)
+        self.log.quarantined = tuple(record.quarantined)
         self._bases.keep_only(self.live.seqs)
         self.committed = tuple(self.live.infos())
         if self.janitor.retire(left):
@@ -345,7 +347,6 @@ class RunWriter:
         dropped = self.damaged
         if dropped:
             await self._append(lambda base: without_damaged(base, self.live.damaged))
-            self.log.quarantined = ()
             self.janitor.unblocked()
             self._tidy_wakeup.set()
         return dropped

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from limpet.errors import NotFoundError
+from limpet.errors import NotFoundError, UsageError
 from limpet.format import blobs, containers
 from limpet.format.arrays import decode_numpy_scalar, plan_array
 from limpet.format.generators import plan_generator
@@ -73,7 +73,7 @@ def prepare(
         select: the path of the subtree to read; only its buffers are needed.
         allow_pickle: load pickled leaves, which can run any code.
         files: makes the handle for a file leaf that has no live counterpart.
-        reserve: told how many bytes are about to be read, before any memory is taken; raises if that is too much.
+        reserve: told how many bytes of new memory are needed, before any is taken; raises if that is too much.
 
     Raises:
         CorruptError: the node or the sizes do not fit the schema.
@@ -87,13 +87,22 @@ def prepare(
     build = plan.of(node if select is None else _selected(node, parse_path(select)), into)
     plan.reject_differences()
     if reserve is not None:
-        reserve(sum(sizes[index] for index in plan.targets))
+        reserve(sum(target.fresh_bytes(sizes[index]) for index, target in plan.targets.items()))
     destinations = {}
     for index, target in plan.targets.items():
-        memory = target.allocate(plan)
+        try:
+            memory = target.allocate(plan)
+        except MemoryError:
+            raise _no_memory(sizes[index]) from None
         if memory is not None:
             destinations[index] = memory
     return Assembly(build, destinations, plan.files)
+
+
+def _no_memory(needed: int) -> UsageError:
+    return UsageError(
+        f"there is no memory for a leaf of {needed} bytes.", hint="Read a part with select=.", kind="memory"
+    )
 
 
 def _selected(node: Node, path: LeafPath) -> Node:

@@ -117,6 +117,9 @@ class _BytesTarget:
         self.memory = np.empty(self.size, np.uint8)
         return self.memory if self.size else None
 
+    def fresh_bytes(self, size: int, /) -> int:
+        return size
+
 
 def _bytes_target(plan: Plan, buffer: object) -> _BytesTarget:
     target = _BytesTarget()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from enum import Enum, Flag
 from functools import cached_property
+from types import MemberDescriptorType
 from typing import Any
 
 from limpet.errors import MismatchError, UsageError
@@ -27,6 +28,7 @@ __all__ = [
     "new_namedtuple",
 ]
 
+_FLAG_BITS_MAX = 1024
 _HEAP_TYPE = 1 << 9
 """Py_TPFLAGS_HEAPTYPE of CPython's object.h: set on classes that Python code made."""
 
@@ -59,8 +61,7 @@ def find_class(module: str, qualname: str, registry: Registry, fits: Callable[[t
     found = registry.class_named(name)
     if found is None:
         found = imported_class(module, qualname)
-        # A finalizer would run on an object whose fields the checkpoint chose.
-        if found is not None and (hasattr(found, "__del__") or full_name(found) != name):
+        if found is not None and (_runs_code(found) or full_name(found) != name):
             found = None
     if found is None or not fits(found):
         raise UsageError(
@@ -70,6 +71,26 @@ def find_class(module: str, qualname: str, registry: Registry, fits: Callable[[t
             kind="unknown_class",
         )
     return found
+
+
+def _runs_code(cls: type) -> bool:
+    """Whether code of the class would run on, or with, what a checkpoint chose, with nobody having asked for it.
+
+    A finalizer; a field behind a property, which the assignment of its value calls; how an enum takes unknown values.
+    Only namespaces are looked into: a metaclass may have code of its own.
+    """
+    spaces = [type.__dict__["__dict__"].__get__(base) for base in type.__dict__["__mro__"].__get__(cls)]
+    found = {name: value for space in reversed(spaces) for name, value in space.items()}
+    if "__del__" in found:
+        return True
+    if issubclass(cls, Flag):
+        return found["_missing_"] is not Flag.__dict__["_missing_"]
+    fields = found.get("__dataclass_fields__", ())
+    return any(
+        hasattr(type(found[name]), "__set__") and not isinstance(found[name], MemberDescriptorType)
+        for name in fields
+        if name in found
+    )
 
 
 def field_names(cls: type) -> tuple[str, ...]:
@@ -174,7 +195,7 @@ def decode_enum(node: list[Any], registry: Registry, live: type | None = None) -
 
 
 def _flags(cls: type, value: object) -> Any:
-    if not issubclass(cls, Flag) or type(value) is not int:
+    if not issubclass(cls, Flag) or type(value) is not int or value.bit_length() > _FLAG_BITS_MAX:
         raise corrupt("an enum member has neither name nor flags")
     try:
         return cls(value)

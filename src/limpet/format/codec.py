@@ -42,6 +42,7 @@ import numpy.typing as npt
 import zstandard
 
 from limpet.errors import CorruptError, FormatError, UsageError
+from limpet.format.frames import inflate
 
 __all__ = ["RAW", "CodecChooser", "decode", "encode", "parse_compression"]
 
@@ -50,8 +51,6 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 RAW = "raw"
 _WIDTHS = {"planes2": 2, "planes4": 4, "planes8": 8}
 _SIZES = {width: struct.Struct(f"<{width}I") for width in _WIDTHS.values()}
-_WINDOW_BYTES_MAX = 1 << 27
-"""The largest window that zstd's own decoders accept unless told otherwise (ZSTD_WINDOWLOG_LIMIT_DEFAULT)."""
 _LEVELS = range(1, 23)
 _DEFAULT_LEVEL = 1
 
@@ -81,7 +80,6 @@ class _Coders(threading.local):
             strategy=zstandard.STRATEGY_DFAST, window_log=17, chain_log=6, hash_log=6, min_match=7, search_log=1
         )
         self.entropy = zstandard.ZstdCompressor(compression_params=parameters)
-        self.decompressor = zstandard.ZstdDecompressor()
         self._levels: dict[int, zstandard.ZstdCompressor] = {}
 
     def at_level(self, level: int) -> zstandard.ZstdCompressor:
@@ -226,25 +224,8 @@ def _copy_exactly(data: memoryview, out: Bytes, what: str) -> None:
 
 
 def _decompress(frame: memoryview, size: int) -> bytes:
-    """Decode one zstd frame of exactly ``size`` bytes.
-
-    What the frame says of itself is checked first: python-zstandard allocates the size that the frame
-    states, whatever maximum it is given, and takes a skippable frame for an empty one.
-    """
-    if bytes(frame[:4]) != zstandard.FRAME_HEADER:
-        raise CorruptError("a compressed chunk does not begin as a zstd frame does.")
-    try:
-        parameters = zstandard.get_frame_parameters(frame)
-        if parameters.content_size != size or size == 0:
-            raise CorruptError(f"a zstd frame says that it holds {parameters.content_size} bytes where {size} belong.")
-        if parameters.window_size > _WINDOW_BYTES_MAX or parameters.dict_id:
-            raise CorruptError(
-                f"a zstd frame asks for a window of {parameters.window_size} bytes and dictionary "
-                f"{parameters.dict_id}; at most {_WINDOW_BYTES_MAX} bytes and no dictionary are allowed."
-            )
-        return _coders.decompressor.decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CorruptError(f"a compressed chunk does not decode: {error}.") from error
+    """Decode one zstd frame of exactly ``size`` bytes."""
+    return inflate(frame, "a compressed chunk", most=size, exactly=size)
 
 
 def parse_compression(compression: object) -> tuple[str, int]:

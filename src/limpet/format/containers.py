@@ -23,7 +23,7 @@ from limpet.format.classes import (
 from limpet.format.flattening import Flattening
 from limpet.format.inline import decode_elements, decode_key, encode_elements, encode_key
 from limpet.format.leaves import decode_text, encode_text
-from limpet.format.nodes import MISSING, Node, Refused, brief, corrupt, integer, items
+from limpet.format.nodes import MISSING, Node, Refused, brief, check_spread, corrupt, integer, items
 from limpet.format.paths import Key
 from limpet.format.plan import Build, Plan, describe
 from limpet.format.registry import full_name, is_namedtuple
@@ -124,6 +124,7 @@ def mapping_keys(node: list[Any]) -> list[Key]:
     """The keys of a mapping's node, once they are known to be distinct and as many as its values."""
     _, keys, values, *_ = items(node, 3, 4)
     decoded = [decode_key(key) for key in items(keys)]
+    check_spread(decoded)
     if len(items(values)) != len(decoded) or len(set(decoded)) != len(decoded):
         raise corrupt("a dict's keys are damaged")
     return decoded

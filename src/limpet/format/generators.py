@@ -7,6 +7,7 @@ read is checked here first.
 from __future__ import annotations
 
 import random
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -25,6 +26,12 @@ _BIT_GENERATORS: Final = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 _MT_WORDS: Final = 624
 """Words of a Mersenne twister's state; its position may equal this, never exceed it."""
 _PHILOX_WORDS: Final = 4
+_SEED_BITS_MAX: Final = 1 << 16
+"""numpy takes a seed apart word by word, each time copying the rest: the time grows with the square of its size."""
+_SEEDS_MAX: Final = 1 << 12
+_TORCH_CPU_HEAD: Final = struct.Struct("<QiiQ")
+"""How the state of torch's CPU generator begins: seed, words left, whether seeded, next word (ATen's
+``CPUGeneratorImplStateLegacy``)."""
 _TORCH_DEVICES: Final = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -165,9 +172,21 @@ def _seed_sequence(seeds: Any) -> Any:
     if seeds is None:
         return None
     _require(type(seeds) is dict and seeds.keys() <= {"entropy", "spawn_key", "pool_size", "n_children_spawned"})
-    _require(seeds["entropy"] is not None)
+    found = [*_seeds(seeds["entropy"]), *_seeds(seeds["spawn_key"]), seeds["n_children_spawned"]]
+    _require(all(isinstance(seed, int | np.integer) and seed >= 0 for seed in found))
+    _require(sum(int(seed).bit_length() for seed in found) <= _SEED_BITS_MAX)
     _position(seeds["pool_size"], 1024)
     return np.random.SeedSequence(**seeds)
+
+
+def _seeds(value: Any) -> list[Any]:
+    """The integers of an entropy or a spawn key, which may be one, or a sequence of them."""
+    if isinstance(value, np.ndarray):
+        _require(value.dtype.kind in "ui" and value.ndim <= 1)
+        value = np.atleast_1d(value).tolist() if value.size <= _SEEDS_MAX else None
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    _require(len(found) <= _SEEDS_MAX)
+    return found
 
 
 def _restore_bits(state: Any, live: Any) -> Any:
@@ -201,6 +220,8 @@ def _restore_legacy(state: Any, live: Any) -> Any:
 def _restore_torch(state: Any, live: Any) -> Any:
     torch = sys.modules["torch"]
     _require(type(state) is dict and state["device"] in _TORCH_DEVICES and isinstance(state["state"], torch.Tensor))
+    if state["device"] == "cpu":
+        _check_torch_cpu(state["state"].numpy())
     made = live
     if live is MISSING:
         try:
@@ -212,6 +233,13 @@ def _restore_torch(state: Any, live: Any) -> Any:
             ) from error
     made.set_state(state["state"])
     return made
+
+
+def _check_torch_cpu(state: Any) -> None:
+    """torch checks each of the two counters by itself; together they may still lead past the end of the state."""
+    _require(state.dtype == np.uint8 and state.ndim == 1 and state.size >= _TORCH_CPU_HEAD.size)
+    _, left, _, following = _TORCH_CPU_HEAD.unpack_from(state.tobytes())
+    _require(1 <= left <= _MT_WORDS and following + left - 1 <= _MT_WORDS)
 
 
 _RESTORERS: dict[str, Callable[[Any, Any], Any]] = {

@@ -10,7 +10,7 @@ import numpy as np
 from limpet.format.arrays import decode_numpy_scalar, encode_numpy_scalar
 from limpet.format.classes import decode_enum, encode_enum, is_enum
 from limpet.format.leaves import DECODERS, ENCODERS
-from limpet.format.nodes import MAX_DEPTH, Node, Refused, brief, corrupt, items
+from limpet.format.nodes import MAX_DEPTH, Node, Refused, brief, check_spread, corrupt, items
 from limpet.format.registry import Registry
 
 __all__ = ["decode_elements", "decode_key", "encode_elements", "encode_key"]
@@ -76,6 +76,7 @@ def decode_elements(node: Node, registry: Registry, depth: int = 0) -> frozenset
     """The elements that ``encode_elements`` was given."""
     listed = [_decode_element(element, registry, depth) for element in items(node)]
     try:
+        check_spread(listed)
         found = frozenset(listed)
     except TypeError:
         raise corrupt("an element of a set is not hashable") from None

@@ -25,6 +25,9 @@ __all__ = ["DECODERS", "ENCODERS", "SCALAR_TYPES", "decode_text", "encode_float"
 MAX_JSON_INT: Final = 2**53 - 1
 """JSON readers elsewhere hold numbers as doubles (RFC 8259, section 6)."""
 
+FRACTION_DIGITS_MAX: Final = 1 << 14
+"""Hex digits of a fraction's parts: finding their common divisor takes time by the square of their size."""
+
 _HEX = re.compile(r"[0-9a-f]*")
 _HEX_INT = re.compile(r"-?[0-9a-f]+")
 _ZONE_KEY = re.compile(r"[A-Za-z0-9_+\-]+(?:/[A-Za-z0-9_+\-]+)*")
@@ -190,11 +193,17 @@ def _decode_decimal(node: list[Any]) -> Decimal:
 
 
 def _encode_fraction(value: Fraction) -> Node:
-    return ["fraction", format(value.numerator, "x"), format(value.denominator, "x")]
+    parts = [format(value.numerator, "x"), format(value.denominator, "x")]
+    if max(map(len, parts)) > FRACTION_DIGITS_MAX:
+        raise Refused("is a fraction of more than 65,000 bits", "Save numerator and denominator by themselves.")
+    return ["fraction", *parts]
 
 
 def _decode_fraction(node: list[Any]) -> Fraction:
-    numerator, denominator = (_decode_int(["int", part]) for part in items(node, 3, 3)[1:])
+    parts = [text(part) for part in items(node, 3, 3)[1:]]
+    if max(map(len, parts)) > FRACTION_DIGITS_MAX:
+        raise corrupt("a fraction has too many digits")
+    numerator, denominator = (_decode_int(["int", part]) for part in parts)
     return Fraction(numerator, denominator)
 
 

@@ -16,7 +16,8 @@ import msgspec
 import zstandard
 
 from limpet.errors import CorruptError, FormatError, UsageError
-from limpet.format.record import FORMAT_VERSION
+from limpet.format.frames import inflate
+from limpet.format.record import FORMAT_VERSION, MANIFEST_BYTES_MAX
 
 __all__ = [
     "CHUNK_BYTES_MAX",
@@ -28,7 +29,6 @@ __all__ = [
     "encode_manifest",
 ]
 
-MANIFEST_BYTES_MAX = 64 << 20
 CHUNK_BYTES_MAX = 64 << 20
 _BUFFERS_MAX = 10_000_000
 _LEVEL = 3
@@ -132,9 +132,11 @@ def decode_manifest(stored: bytes | memoryview, digest: str) -> Manifest:
     """
     if blake3.blake3(stored).hexdigest() != digest:
         raise CorruptError("the manifest is damaged: its digest does not match its bytes.")
-    plain = _inflate(stored)
+    plain = inflate(stored, "the manifest", most=MANIFEST_BYTES_MAX)
     try:
         version = _version_decoder.decode(plain).version
+        if version < 1:
+            raise CorruptError(f"the manifest has format version {version}, which never was.")
         if version > FORMAT_VERSION:
             raise FormatError(
                 f"the manifest has format version {version}; this limpet reads up to {FORMAT_VERSION}.",
@@ -146,16 +148,6 @@ def decode_manifest(stored: bytes | memoryview, digest: str) -> Manifest:
     _check_chunks(manifest)
     _check_buffers(manifest)
     return manifest
-
-
-def _inflate(stored: bytes | memoryview) -> bytes:
-    try:
-        size = zstandard.frame_content_size(stored)
-        if not 0 <= size <= MANIFEST_BYTES_MAX:
-            raise CorruptError(f"the manifest claims {size} bytes; at most {MANIFEST_BYTES_MAX} are allowed.")
-        return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CorruptError(f"the manifest cannot be decompressed: {error}.") from error
 
 
 def _check_chunks(manifest: Manifest) -> None:
@@ -192,5 +184,8 @@ def _check_buffers(manifest: Manifest) -> None:
         )
         if not inside:
             raise CorruptError(f"the manifest contradicts itself: buffer {index} lies outside the chunks.")
-    if sum(buffer.nbytes for buffer in manifest.buffers) > ends[-1]:
-        raise CorruptError("the manifest contradicts itself: its buffers overlap.")
+    last = 0
+    for start, nbytes in sorted((ends[at.chunk] + at.offset, at.nbytes) for at in manifest.buffers if at.nbytes):
+        if start < last:
+            raise CorruptError("the manifest contradicts itself: its buffers overlap.")
+        last = start + nbytes

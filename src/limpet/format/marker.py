@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from limpet.errors import FormatError
-from limpet.format.record import FORMAT_VERSION
+from limpet.format.record import FORMAT_VERSION, RECORD_BYTES_MAX
 
 __all__ = ["Marker", "decode_marker", "encode_marker"]
 
 _NAME = "limpet"
+_RUN = re.compile(r"[0-9a-f]{32}")
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,14 +43,20 @@ def decode_marker(data: bytes, url: str) -> Marker:
         FormatError: it is not limpet's, or of a newer version.
     """
     try:
+        if len(data) > RECORD_BYTES_MAX:
+            raise ValueError(f"{len(data)} bytes")
         marker = msgspec.json.decode(data, type=Marker)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        ours = marker.format == _NAME and marker.version <= FORMAT_VERSION
+        if ours and (marker.version < 1 or _RUN.fullmatch(marker.run) is None):
+            raise ValueError(f"version {marker.version}, run {marker.run[:64]!r}")
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(
-            f"{url} holds a limpet.json that limpet did not write.", hint="Use another place for the run."
+            f"{url} holds a limpet.json that limpet did not write, or that was damaged.",
+            hint="Use another place for the run; if there is a run here, remove this file: the log says what it is.",
         ) from error
     if marker.format != _NAME:
         raise FormatError(
-            f"{url} holds something else (its limpet.json says {marker.format!r}).", hint="Use another place."
+            f"{url} holds something else (its limpet.json says {marker.format[:64]!r}).", hint="Use another place."
         )
     if marker.version > FORMAT_VERSION:
         raise FormatError(

@@ -8,6 +8,8 @@ the tree: a node names a buffer by its index. A node that is read is hostile unt
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
@@ -20,6 +22,7 @@ __all__ = [
     "Node",
     "Refused",
     "brief",
+    "check_spread",
     "corrupt",
     "integer",
     "items",
@@ -33,6 +36,7 @@ MAX_DEPTH: Final = 64
 """Containers may stand this deep in each other, on both sides."""
 
 _MAX_DIMENSIONS: Final = 64  # numpy 2's own limit
+_MAX_OF_ONE_HASH: Final = 64
 
 
 class Missing(Enum):
@@ -94,6 +98,18 @@ def items(value: object, least: int = 0, most: int | None = None) -> list[Any]:
     if type(value) is not list or len(value) < least or (most is not None and len(value) > most):
         raise corrupt("a list is missing or has the wrong length")
     return value
+
+
+def check_spread(values: Sequence[Hashable]) -> None:
+    """Refuse values chosen to share a hash, which a dict or set would take quadratic time for.
+
+    Only strings and bytes hash by a secret; every multiple of 2**61 - 1 hashes to 0 (CPython's ``pyhash.c``).
+
+    Raises:
+        TypeError: a value has no hash.
+    """
+    if len(values) > _MAX_OF_ONE_HASH and max(Counter(map(hash, values)).values()) > _MAX_OF_ONE_HASH:
+        raise corrupt("too many keys or elements have one hash")
 
 
 def shape_of(value: object) -> tuple[int, ...]:

@@ -53,6 +53,9 @@ class Target(Protocol):
     def allocate(self, plan: Plan, /) -> Bytes | None:
         """Memory for the buffer, chosen once every mismatch is ruled out; ``None`` if it is empty."""
 
+    def fresh_bytes(self, size: int, /) -> int:
+        """How much of the buffer's ``size`` the live state has no room for: memory that reading takes anew."""
+
 
 class Claims:
     """The spans of live memory that will be filled; no byte may be filled for two leaves."""

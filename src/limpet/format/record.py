@@ -15,12 +15,14 @@ from typing import Any, Literal
 import blake3
 import msgspec
 
-from limpet.errors import CorruptError, FormatError
+from limpet.errors import CorruptError, FormatError, UntrustedError
 from limpet.format.layout import parse_pack_key
+from limpet.format.seal import is_sealed
 
 __all__ = [
     "FORMAT_VERSION",
     "INLINE_BYTES_MAX",
+    "MANIFEST_BYTES_MAX",
     "META_BYTES_MAX",
     "RECORD_BYTES_MAX",
     "Commit",
@@ -32,17 +34,23 @@ __all__ = [
     "decode_record",
     "encode_record",
     "from_ranges",
+    "intact_digest",
     "to_ranges",
 ]
 
 FORMAT_VERSION = 1
 RECORD_BYTES_MAX = 1 << 20
+MANIFEST_BYTES_MAX = 64 << 20
+"""Of a manifest, before compression; nor may it take more in a pack."""
 META_BYTES_MAX = 64 << 10
 INLINE_BYTES_MAX = 4 << 10
 PACKS_MAX = 256
 _SEQS_MAX = 1_000_000
 _HEAD = b'{"digest":"'
 _MIDDLE = b'","record":'
+_INNER_START = len(_HEAD) + 64 + len(_MIDDLE)
+_BYTES_MAX = 2**63 - 1
+"""Offsets and sums beyond this are no offsets: stores, and file systems, count in 64 bits."""
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -134,6 +142,13 @@ def encode_record(record: Record) -> tuple[bytes, str]:
     return b"".join((_HEAD, digest.encode(), _MIDDLE, inner, b"}")), digest
 
 
+def intact_digest(data: bytes) -> str | None:
+    """The digest that a record file carries, if it is that of its bytes."""
+    framed = data.startswith(_HEAD) and data[:_INNER_START].endswith(_MIDDLE) and data.endswith(b"}")
+    digest = data[len(_HEAD) : len(_HEAD) + 64].decode("ascii", "replace")
+    return digest if framed and blake3.blake3(data[_INNER_START:-1]).hexdigest() == digest else None
+
+
 def decode_record(data: bytes, seq: int) -> tuple[Record, str]:
     """The record and its digest, checked in full.
 
@@ -144,18 +159,21 @@ def decode_record(data: bytes, seq: int) -> tuple[Record, str]:
     Raises:
         CorruptError: a digest, the schema or the record's own number does not fit.
         FormatError: a newer version of the format.
+        UntrustedError: it is sealed, and was read without a key.
     """
     where = f"log record {seq}"
-    start = len(_HEAD) + 64 + len(_MIDDLE)
     if len(data) > RECORD_BYTES_MAX:
         raise CorruptError(f"{where} has {len(data)} bytes; at most {RECORD_BYTES_MAX} are allowed.")
-    digest = data[len(_HEAD) : len(_HEAD) + 64].decode("ascii", "replace")
-    framed = data.startswith(_HEAD) and data[start - len(_MIDDLE) : start] == _MIDDLE and data.endswith(b"}")
-    inner = data[start:-1]
-    if not framed or blake3.blake3(inner).hexdigest() != digest:
+    if is_sealed(data):
+        raise UntrustedError(f"{where} is signed.", hint="Give the key of this run: key=...", kind="key_needed")
+    digest = intact_digest(data)
+    if digest is None:
         raise CorruptError(f"{where} is damaged: its digest does not match its bytes.")
+    inner = data[_INNER_START:-1]
     try:
         version = _version_decoder.decode(inner).version
+        if version < 1:
+            raise CorruptError(f"{where} has format version {version}, which never was.")
         if version > FORMAT_VERSION:
             raise FormatError(
                 f"{where} has format version {version}; this limpet reads up to {FORMAT_VERSION}.",
@@ -176,6 +194,10 @@ def _check(record: Record, seq: int, where: str) -> None:
         problem = f"epoch {record.epoch} does not fit"
     elif (record.prev is None) != (seq == 1) or (record.prev and record.prev.seq != seq - 1):
         problem = "its link to the record before does not fit"
+    elif record.prev and record.prev.digest and _HEX64.fullmatch(record.prev.digest) is None:
+        problem = "the digest of the record before is not one"
+    elif not all(1 <= damaged < seq for damaged in record.quarantined):
+        problem = "it quarantines what does not come before it"
     elif (record.commit is None) != (record.kind != "commit"):
         problem = f"a record of kind {record.kind!r} with{'out' if record.commit is None else ''} a commit"
     elif record.commit is not None:
@@ -188,17 +210,18 @@ def _check(record: Record, seq: int, where: str) -> None:
 
 def _commit_problem(commit: Commit) -> str:
     at = commit.manifest
-    if min(at.offset, at.size, commit.raw_bytes, commit.stored_bytes, commit.new_bytes) < 0:
-        return "a negative size"
+    sizes = {use.key: use.size for use in commit.packs}
+    counted = (at.offset, at.size, commit.raw_bytes, commit.stored_bytes, commit.new_bytes, *sizes.values())
+    if not all(0 <= size <= _BYTES_MAX for size in counted):
+        return "an impossible size"
+    if at.size > MANIFEST_BYTES_MAX:
+        return f"a manifest of {at.size} bytes"
     if _HEX64.fullmatch(at.digest) is None:
         return "the manifest's digest is not one"
     if len(commit.packs) > PACKS_MAX:
         return f"{len(commit.packs)} packs"
-    sizes = {use.key: use.size for use in commit.packs}
     if len(sizes) != len(commit.packs) or any(parse_pack_key(key) is None for key in sizes):
         return "a pack's key is not one"
-    if any(size < 0 for size in sizes.values()):
-        return "a pack of negative size"
     if at.key and at.offset + at.size > sizes.get(at.key, -1):
         return "the manifest lies outside its pack"
     return ""
@@ -209,7 +232,7 @@ def _check_ranges(ranges: Sequence[tuple[int, int]], seq: int, where: str) -> No
     count = 0
     for first, end in ranges:
         if not last < first <= end <= seq:
-            raise CorruptError(f"{where} contradicts itself: its live ranges are not in order.")
+            raise CorruptError(f"{where} contradicts itself: its live or pinned ranges are not in order.")
         last = end
         count += end - first + 1
     if count > _SEQS_MAX:

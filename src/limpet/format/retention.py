@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from limpet.errors import CorruptError, FormatError, UsageError
 from limpet.format.interval import check_period, plain_number
+from limpet.format.nodes import brief
 from limpet.types import CheckpointInfo
 
 __all__ = [
@@ -335,4 +336,4 @@ def _fields(value: object) -> dict[str, Any]:
 
 
 def _malformed(value: object) -> CorruptError:
-    return CorruptError(f"a record's retention policy is malformed: {value!r:.200}.")
+    return CorruptError(f"a record's retention policy is malformed: {brief(value)}.")

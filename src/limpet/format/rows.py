@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from limpet.errors import CorruptError
+from limpet.errors import CorruptError, LimpetError
+from limpet.format.arrays import decode_dtype
 from limpet.format.filetree import decode_file_tree
 from limpet.format.paths import LeafPath, format_path
 from limpet.format.summary import children_of, walk
@@ -54,8 +53,8 @@ def _payloads(node: Any, path: LeafPath) -> Iterator[tuple[LeafPath, Any]]:
 def _dtype_name(dtype: str) -> str:
     """``float32`` for ``<f4``; what has no plain name, such as another byte order, stays as it is stored."""
     try:
-        found = np.dtype(dtype)
-    except (TypeError, ValueError):
+        found = decode_dtype(dtype)  # numpy's own parser takes whole expressions
+    except LimpetError:  # torch's names, and what nobody has
         return dtype
     return found.name if found.isnative and found.names is None and found.kind in "biufc" else dtype
 

@@ -301,12 +301,19 @@ class _StorageTarget:
                 self.run = _storage_bytes(live.detach(), start, self.size)
                 break
         else:
-            self.run = torch.empty(self.size, dtype=torch.uint8)
+            try:
+                self.run = torch.empty(self.size, dtype=torch.uint8)
+            except RuntimeError as error:  # torch's own allocator, where there is no memory
+                raise MemoryError from error
         for member in self.members:
             if member.live is not MISSING and not self._holds(member):
                 member.fill = _may_fill(member.live) and plan.claims.take(_span(member.live))
         memory: Bytes | None = self.run.numpy() if self.size else None
         return memory
+
+    def fresh_bytes(self, size: int) -> int:
+        held = sum(member.live.nbytes for member in self.members if member.live is not MISSING)
+        return max(0, size - int(held))
 
     def build(self, member: _Member) -> Any:
         torch = sys.modules["torch"]

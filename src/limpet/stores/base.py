@@ -10,9 +10,21 @@ from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from limpet.errors import StoreError, UsageError
+from limpet.errors import CorruptError, StoreError, UsageError
+from limpet.format.record import RECORD_BYTES_MAX
 
-__all__ = ["NOT_DURABLE", "NO_SPACE", "Bytes", "Entry", "KeyExistsError", "KeyMissingError", "Store", "split_key"]
+__all__ = [
+    "GET_BYTES_MAX",
+    "NOT_DURABLE",
+    "NO_SPACE",
+    "Bytes",
+    "Entry",
+    "KeyExistsError",
+    "KeyMissingError",
+    "Store",
+    "check_size",
+    "split_key",
+]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 """Anything with a C-contiguous buffer of unsigned bytes (format ``B``, one dimension)."""
@@ -20,6 +32,10 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 
 NOT_DURABLE = "create_unknown"
 """``kind`` of the error of a create whose object is visible, but may not survive a power loss."""
+
+
+GET_BYTES_MAX = RECORD_BYTES_MAX
+"""What ``get`` reads at most unless told otherwise: nothing that the engine reads whole is larger than a record."""
 
 
 NO_SPACE = "no_space"
@@ -61,8 +77,12 @@ class Store(Protocol):
     commit_interval_seconds: float
     """The shortest time between two commits that a newer one could replace."""
 
-    async def get(self, key: str) -> bytes:
-        """The whole object. Raises ``KeyMissingError``."""
+    async def get(self, key: str, *, limit: int = GET_BYTES_MAX) -> bytes:
+        """The whole object, which is small: a record or a marker.
+
+        Raises ``KeyMissingError``; ``CorruptError`` (kind ``too_large``) for one of more than ``limit`` bytes, before
+        any of them is read: whoever can write to a bucket must not fill the memory of those who read it.
+        """
         ...
 
     async def get_range(self, key: str, offset: int, size: int) -> Bytes:
@@ -90,7 +110,7 @@ class Store(Protocol):
         """The next segment of every key that starts with ``prefix`` and has more than one segment after it.
 
         ``prefix`` as for ``list``. One request for up to 1000 of them, however many
-        objects lie below: it is how the newest of very many objects is found. A local folder may be empty.
+        objects lie below: it is how the newest of very many objects is found. One whose objects are all gone may be among them.
         """
         ...
 
@@ -160,6 +180,12 @@ class Store(Protocol):
     async def close(self) -> None:
         """Release threads, descriptors and connections. Idempotent."""
         ...
+
+
+def check_size(where: str, size: int, limit: int) -> None:
+    """Raise the ``CorruptError`` of ``Store.get`` if an object of ``size`` bytes is above ``limit``."""
+    if size > limit:
+        raise CorruptError(f"{where} has {size} bytes; at most {limit} are allowed.", kind="too_large")
 
 
 def split_key(key: str) -> tuple[str, ...]:

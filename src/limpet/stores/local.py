@@ -11,13 +11,14 @@ import os
 from collections.abc import AsyncIterable, Callable, Sequence
 from typing import Any, TypeVar
 
-from limpet.errors import UsageError
-from limpet.stores.base import Bytes, Entry, split_key
+from limpet.errors import StoreError, UsageError
+from limpet.stores.base import GET_BYTES_MAX, NO_SPACE, Bytes, Entry, split_key
 from limpet.stores.lanes import end_lanes
 from limpet.stores.local_files import FileOps, Folders, explained, make_root
 from limpet.stores.local_lock import WriterLock
 from limpet.stores.local_objects import (
     LOCK_NAME,
+    OWN_NAMES,
     TEMPORARY_NAME,
     PendingFile,
     clear_folder,
@@ -30,6 +31,7 @@ from limpet.stores.local_objects import (
     read_whole,
     settle_file,
 )
+from limpet.stores.local_reserve import Reserve
 from limpet.workers import Workers
 
 __all__ = ["LocalStore"]
@@ -49,6 +51,7 @@ class _Lanes:
         self.reads = Workers(2, "limpet-reads")
         self.control_folders = Folders(files, root)
         self.data_folders = Folders(files, root)
+        self.reserve = Reserve(files, root)
         self.users = 0
         self.pid = os.getpid()
 
@@ -82,9 +85,9 @@ class LocalStore:
     def __repr__(self) -> str:
         return f"LocalStore({self.url!r})"
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, limit: int = GET_BYTES_MAX) -> bytes:
         """See ``Store.get``."""
-        return await self._run(self._lanes.control, read_whole, self._files, self._root, self._at(key))
+        return await self._run(self._lanes.control, read_whole, self._files, self._root, self._at(key), limit)
 
     async def get_range(self, key: str, offset: int, size: int) -> Bytes:
         """See ``Store.get_range``."""
@@ -112,7 +115,10 @@ class LocalStore:
             async for part in parts:
                 await self._run(lane, pending.write, part)
                 del part  # asking for the next one says that these buffers are free
-            return await self._run(lane, pending.publish)
+            size = await self._run(lane, pending.publish)
+            if self._lanes.reserve.is_spent:  # there is room again
+                lane.submit(self._lanes.reserve.keep)
+            return size
         except Exception:
             await self._run(lane, pending.abandon)
             raise
@@ -122,8 +128,7 @@ class LocalStore:
 
     async def create(self, key: str, data: bytes) -> None:
         """See ``Store.create``. Kind ``create_unknown`` if it is visible but may not outlive a loss of power."""
-        lanes = self._lanes
-        await self._run(lanes.control, create_file, lanes.control_folders, self._home, self._at(key), data)
+        await self._run(self._lanes.control, self._create, self._at(key), data)
 
     async def settle(self, key: str) -> None:
         """See ``Store.settle``."""
@@ -145,7 +150,7 @@ class LocalStore:
             UsageError: a file stands where the root should be.
             StoreError: kind ``access`` if the folder is not writable.
         """
-        await self._run(self._lanes.control, self._prepare)
+        await self._run(self._lanes.control, self._at_any_price, self._prepare)
         # A drain at the program's end cannot start a thread any more (CPython 3.12 refuses it).
         self._lanes.data.start()
         self._lanes.reads.start()
@@ -209,7 +214,7 @@ class LocalStore:
     def _at(self, key: str) -> tuple[str, ...]:
         """The path of a key below the root. The lock is off limits: closing a descriptor of it would give it up."""
         segments = split_key(key)
-        if segments[0] in (TEMPORARY_NAME, LOCK_NAME):
+        if segments[0] in OWN_NAMES:
             raise UsageError(f"{key!r} is reserved for the local store itself")
         return (*self._home, *segments)
 
@@ -223,6 +228,18 @@ class LocalStore:
         if self._lanes.pid != os.getpid():
             raise UsageError(f"the store {self.url} was opened before a fork", hint="Open it in the child.")
 
+    def _create(self, segments: tuple[str, ...], data: bytes) -> None:
+        self._at_any_price(create_file, self._lanes.control_folders, self._home, segments, data)
+
+    def _at_any_price(self, function: Callable[..., T], *args: Any) -> T:
+        """Try again on what was kept back for this, if the disk is full: nothing has been published then."""
+        try:
+            return function(*args)
+        except StoreError as error:
+            if error.kind != NO_SPACE or not self._lanes.reserve.release():
+                raise
+        return function(*args)
+
     def _prepare(self) -> None:
         with explained(f"preparing {self.url}"):
             make_root(self._files, self._root)
@@ -231,6 +248,7 @@ class LocalStore:
             probe.write([])
         finally:
             probe.abandon()
+        self._lanes.reserve.keep()
 
     def _free_bytes(self) -> int:
         path = self._root

@@ -119,6 +119,13 @@ class FileOps:
         with os.scandir(fd) as entries:
             return list(entries)
 
+    def allocate(self, fd: int, size: int) -> None:
+        """Take room for ``size`` bytes, as far as the file system goes along."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:  # macOS
+            os.pwrite(fd, bytes(size), 0)
+
     def free_bytes(self, path: str) -> int:
         figures = os.statvfs(path)
         return figures.f_bavail * figures.f_frsize
@@ -203,10 +210,10 @@ def make_root(files: FileOps, root: str) -> None:
         UsageError: if a file stands in the way.
     """
     missing = []
-    path = root
-    while not os.path.lexists(path):
-        missing.append(path)
-        path = os.path.dirname(path)
+    lowest = root
+    while not os.path.lexists(lowest):
+        missing.append(lowest)
+        lowest = os.path.dirname(lowest)
     for path in reversed(missing):
         try:
             files.mkdir(path)
@@ -215,9 +222,11 @@ def make_root(files: FileOps, root: str) -> None:
         except NotADirectoryError:
             raise _not_a_folder(root) from None
         _sync_parent(files, path)
-    if not missing:  # a killed process may have made the root just now; above it we may have no rights
-        with suppress(OSError):
-            _sync_parent(files, root)
+    try:  # what was there may have been made just now, by a process that was killed before its fsync
+        _sync_parent(files, lowest)
+    except OSError as error:
+        if error.errno not in _DENIED:  # above the root we may have no rights
+            raise
 
 
 def _sync_parent(files: FileOps, path: str) -> None:
@@ -253,7 +262,11 @@ class Folders:
             self._open.move_to_end(segments)
             return known.fd
         fd = self._reopen(segments)
-        identity = self.files.fstat(fd)
+        try:
+            identity = self.files.fstat(fd)
+        except BaseException:
+            close_read(self.files, fd)
+            raise
         self._open[segments] = _OpenFolder(fd, (identity.st_dev, identity.st_ino))
         return fd
 

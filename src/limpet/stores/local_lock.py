@@ -85,7 +85,8 @@ class WriterLock:
             _log.warning("%s has no file locks (%s): two writers on this host would not be told", url, error.strerror)
             os.close(fd)
             return cls(None, _identity(found), os.getpid())
-        _write_note(fd, owner)
+        if found.st_nlink == 1:  # else it has another name, perhaps outside of the run: its content is not ours
+            _write_note(fd, owner)
         _held.owners[_identity(found)] = owner
         return cls(fd, _identity(found), os.getpid())
 

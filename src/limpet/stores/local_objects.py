@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from limpet.errors import CorruptError, StoreError, UsageError
-from limpet.stores.base import Bytes, Entry, KeyExistsError, KeyMissingError
+from limpet.stores.base import Bytes, Entry, KeyExistsError, KeyMissingError, check_size
 from limpet.stores.local_files import FOLDER_FLAGS, FileOps, Folders, close_read, explained, folder, sync_folder
+from limpet.stores.local_reserve import RESERVE_NAME
 
 __all__ = [
     "LOCK_NAME",
+    "OWN_NAMES",
     "TEMPORARY_NAME",
     "PendingFile",
     "clear_folder",
@@ -34,6 +36,8 @@ __all__ = [
 
 TEMPORARY_NAME = "tmp"
 LOCK_NAME = "writer.lock"
+OWN_NAMES = frozenset({TEMPORARY_NAME, LOCK_NAME, RESERVE_NAME})
+"""What the store keeps in a run's root for itself: no objects."""
 _BUFFERS_PER_WRITE = 1024  # IOV_MAX on Linux and macOS
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO in the way must not block the open
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,7 +83,10 @@ class PendingFile:
             source_fd = self._folders.writable(self._temporary)
             target_fd = self._folders.writable(self._folder)
             self._placed = True
-            self._files.rename(self._temporary_name, self._name, source_fd=source_fd, target_fd=target_fd)
+            try:
+                self._files.rename(self._temporary_name, self._name, source_fd=source_fd, target_fd=target_fd)
+            except FileNotFoundError as error:
+                raise self._vanished() from error
             sync_folder(self._files, target_fd)
         self._folders.trim()
         return self.size
@@ -99,6 +106,8 @@ class PendingFile:
                 self._place_new(source_fd, target_fd)
             except FileExistsError:
                 raise KeyExistsError(f"{self._where} exists") from None
+            except FileNotFoundError as error:
+                raise self._vanished() from error
             finally:
                 self._unlink(source_fd, self._temporary_name)
         self._sync_created(target_fd)
@@ -168,6 +177,11 @@ class PendingFile:
                 kind="create_unknown",
             ) from error
 
+    def _vanished(self) -> StoreError:
+        """Whoever takes the lock clears ``tmp/``, where a writer that took over without the lock may be at work."""
+        words = f"writing {self._where}: its temporary file, or its folder, was removed meanwhile"
+        return StoreError(words, transient=True)
+
     def _unlink(self, folder_fd: int, name: str) -> None:
         with suppress(OSError):
             self._files.unlink(name, dir_fd=folder_fd)
@@ -206,10 +220,12 @@ def settle_file(folders: Folders, segments: tuple[str, ...]) -> None:
         sync_folder(files, folders.writable(segments[:-1]))
 
 
-def read_whole(files: FileOps, root: str, segments: tuple[str, ...]) -> bytes:
-    """All bytes of a file."""
+def read_whole(files: FileOps, root: str, segments: tuple[str, ...], limit: int) -> bytes:
+    """All bytes of a file of at most ``limit``."""
     with _reading("reading", root, segments), _opened(files, root, segments) as fd:
-        data = bytearray(files.fstat(fd).st_size)
+        size = files.fstat(fd).st_size
+        check_size("/".join(segments), size, limit)
+        data = bytearray(size)
         _fill(files, fd, memoryview(data), 0, segments)
         return bytes(data)
 
@@ -274,7 +290,7 @@ def list_folders(files: FileOps, root: str, home: tuple[str, ...], prefix: tuple
 def _collect(files: FileOps, fd: int, at: tuple[str, ...], found: list[Entry]) -> None:
     base = "".join(f"{segment}/" for segment in at)
     for entry in files.scandir(fd):
-        if not at and entry.name in (TEMPORARY_NAME, LOCK_NAME):
+        if not at and entry.name in OWN_NAMES:
             continue
         with suppress(FileNotFoundError):  # removed meanwhile
             if entry.is_dir(follow_symlinks=False):

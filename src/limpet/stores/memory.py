@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
 
 from limpet.errors import CorruptError, HeldError
-from limpet.stores.base import Bytes, Entry, KeyExistsError, KeyMissingError, split_key
+from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyExistsError, KeyMissingError, check_size, split_key
 
 __all__ = ["MemoryStore"]
 
@@ -48,9 +48,11 @@ class MemoryStore:
     def __repr__(self) -> str:
         return f"MemoryStore({self.url!r})"
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, limit: int = GET_BYTES_MAX) -> bytes:
         """See ``Store.get``."""
-        return self._find(key)
+        data = self._find(key)
+        check_size(key, len(data), limit)
+        return data
 
     async def get_range(self, key: str, offset: int, size: int) -> Bytes:
         """See ``Store.get_range``."""

@@ -28,6 +28,7 @@ __all__ = ["object_error", "secrets_of", "short_words"]
 _STATUS = re.compile(r"status code: (\d{3})")
 _XML = re.compile(r"<(Code|Message)>([^<]*)</")
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)<|The specified (bucket|container) does not exist")
+_NO_UPLOAD = re.compile(r"<Code>NoSuchUpload<")
 _CREDENTIALS = re.compile(
     r"//169\.254\.\d+\.\d+/|/latest/(api/token|meta-data)|//metadata\.google|token request|[Cc]redential (error|provider)"
 )
@@ -70,6 +71,8 @@ def object_error(error: BaseException, verb: str, where: str, secrets: tuple[str
     if creating and isinstance(error, AlreadyExistsError | PreconditionError):
         return KeyExistsError(words)
     missing = isinstance(error, FileNotFoundError)
+    if missing and _NO_UPLOAD.search(text) and verb == "writing":
+        return StoreError(words, transient=True)  # somebody ended the upload: it is made again, under another name
     if _NO_BUCKET.search(text) or (missing and (creating or verb == "writing")):
         return StoreError(words, kind="no_bucket", hint="The bucket does not exist: create it, or correct its name.")
     if missing:

@@ -13,9 +13,10 @@ import numpy as np
 import obstore
 
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
-from limpet.stores.base import Bytes, Entry, KeyMissingError, split_key
-from limpet.stores.lanes import end_lanes
+from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyMissingError, check_size, split_key
+from limpet.stores.lanes import end_lanes, refuse_after_fork, use_client
 from limpet.stores.object_errors import object_error
+from limpet.stores.probe import prove_creates
 from limpet.workers import Workers
 
 if TYPE_CHECKING:
@@ -32,8 +33,12 @@ _PART_BYTES = 16 * _MIB
 _MOST_PARTS = 8000  # S3 allows 10,000; the rest is room for a hint that was too small
 _IN_FLIGHT_BYTES = 64 * _MIB
 _COPY_INLINE_BYTES = 256 * 1024
+_SMALL_BYTES = _MIB
+"""Up to this size an object is a request like any other: it is repeated by the caller, and fails soon."""
 _ABORT_SECONDS = 5.0
-_RANGE_NOT_SATISFIABLE = "status code: 416"
+_HURRIED_ABORT_SECONDS = 0.5
+# Said by the server, or by obstore of an answer that shows a smaller object (Azurite answers 206, without a byte).
+_RANGE_NOT_SATISFIABLE = ("status code: 416", "Wanted range starting at")
 
 
 def part_bytes(size_hint: int) -> int:
@@ -47,13 +52,15 @@ class Connections:
 
     Attributes:
         requests: for everything small; retries little, since the caller does.
-        uploads: for parts; retries much, since a caller can only repeat the whole object.
+        uploads: for large bodies; retries more, since a caller can only repeat the whole object.
         secrets: words to keep out of messages.
+        proven: whether the bucket was seen to create atomically.
     """
 
     requests: Bucket
     uploads: Bucket
     secrets: tuple[str, ...] = ()
+    proven: bool = False
 
     def __repr__(self) -> str:
         return "Connections(...)"
@@ -92,11 +99,12 @@ class ObjectStore:
     def __reduce__(self) -> NoReturn:
         raise UsageError("a store cannot be pickled: it holds credentials", hint="Pass its url and open it there.")
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, limit: int = GET_BYTES_MAX) -> bytes:
         """See ``Store.get``."""
 
         async def fetch() -> bytes:
             answer = await obstore.get_async(self._connections.requests, self._at(key))
+            check_size(f"{self.url}/{key}", answer.meta["size"], limit)
             return bytes(await answer.bytes_async())
 
         return await self._call("reading", key, fetch)
@@ -113,7 +121,7 @@ class ObjectStore:
                 lambda: obstore.get_range_async(self._connections.requests, self._at(key), start=offset, length=size),
             )
         except StoreError as error:
-            if _RANGE_NOT_SATISFIABLE not in error.message:
+            if not any(words in error.message for words in _RANGE_NOT_SATISFIABLE):
                 raise
         else:
             if len(found) == size:
@@ -155,15 +163,18 @@ class ObjectStore:
         64 MiB, or two parts if those are larger, on their way. The multipart upload is aborted after an error or a
         cancel; a killed process leaves invisible parts, for which buckets have a lifecycle rule.
         """
-        upload = _Upload(self._connections.uploads, self._at(key), part_bytes(size_hint))
+        upload = _Upload(self._connections, self._at(key), part_bytes(size_hint))
         try:
             async for part in parts:
                 for buffer in part:
                     await self._append(upload, key, memoryview(buffer))
                 del part  # asking for the next one says that these buffers are free
             await self._finish(upload, key)
-        except BaseException:
-            await upload.abort()
+        except Exception:
+            await upload.abort(_ABORT_SECONDS)
+            raise
+        except BaseException:  # cancelled, by somebody who waits
+            await upload.abort(_HURRIED_ABORT_SECONDS)
             raise
         return upload.size
 
@@ -193,13 +204,19 @@ class ObjectStore:
         return None
 
     async def prepare(self) -> None:
-        """List one page of the root: credentials, network and bucket are then known to be good for reading."""
+        """List one page of the root: credentials, network and bucket are then known to be good for reading.
 
-        async def look() -> None:
-            async for _ in obstore.list(self._connections.requests, self._prefix.rstrip("/") or None):
-                return
+        If there is nothing yet, see that the bucket creates atomically.
+        """
 
-        await self._call("listing", "", look)
+        async def is_empty() -> bool:
+            async for page in obstore.list(self._connections.requests, self._prefix.rstrip("/") or None):
+                return not page
+            return True
+
+        if await self._call("listing", "", is_empty) and not self._connections.proven:
+            await prove_creates(self)
+            self._connections.proven = True
 
     def acquire_writer_lock(self, owner: str) -> None:
         """See ``Store.acquire_writer_lock``: a bucket has none."""
@@ -228,6 +245,7 @@ class ObjectStore:
             await end_lanes(self._lane.workers)
 
     def _share(self, connections: Connections, url: str, prefix: str, lane: _Lane) -> None:
+        refuse_after_fork()
         self.url = url.rstrip("/")
         self._connections = connections
         self._prefix = f"{prefix}/" if prefix else ""
@@ -243,6 +261,7 @@ class ObjectStore:
         """Run ``call``; what obstore raises comes out as our error, with nothing of the foreign one attached."""
         if self._closed:
             raise UsageError(f"the store {self.url} is closed")
+        use_client()
         try:
             return await call()
         except (LimpetError, MemoryError):
@@ -299,9 +318,9 @@ class ObjectStore:
 class _Upload:
     """Gathers bytes into parts and sends them; at most one part of memory beside those on their way."""
 
-    def __init__(self, bucket: Bucket, path: str, part_size: int) -> None:
+    def __init__(self, connections: Connections, path: str, part_size: int) -> None:
         self.size = 0
-        self._bucket = bucket
+        self._connections = connections
         self._path = path
         self._part_size = part_size
         self._part: memoryview | None = None
@@ -332,14 +351,16 @@ class _Upload:
         if self._writer is None:
             concurrency = max(1, _IN_FLIGHT_BYTES // self._part_size - 1)
             writer = obstore.open_writer_async(
-                self._bucket, self._path, buffer_size=self._part_size, max_concurrency=concurrency
+                self._connections.uploads, self._path, buffer_size=self._part_size, max_concurrency=concurrency
             )
             self._writer = await writer.__aenter__()
         await self._writer.write(self._take())
 
     async def send_whole(self) -> None:
         """Send everything in one request."""
-        await obstore.put_async(self._bucket, self._path, self._take(), use_multipart=False)
+        whole = self._take()
+        bucket = self._connections.requests if len(whole) <= _SMALL_BYTES else self._connections.uploads
+        await obstore.put_async(bucket, self._path, whole, use_multipart=False)
 
     async def complete(self) -> None:
         """Send the rest and make the object visible."""
@@ -349,14 +370,14 @@ class _Upload:
             await self._writer.write(self._take())
         await self._writer.__aexit__(None, None, None)
 
-    async def abort(self) -> None:
-        """Drop the parts that were sent, for a few seconds; never raises anything but a second cancel."""
+    async def abort(self, seconds: float) -> None:
+        """Drop the parts that were sent, if it can be done in time; never raises anything but a second cancel."""
         if self._writer is None:
             return
         writer, self._writer = self._writer, None
         # Shielded: in a cancelled scope every await is cancelled again, and the parts would stay in the bucket.
         with anyio.CancelScope(shield=True), suppress(Exception):
-            await asyncio.wait_for(writer.__aexit__(RuntimeError, RuntimeError("aborted"), None), _ABORT_SECONDS)
+            await asyncio.wait_for(writer.__aexit__(RuntimeError, RuntimeError("aborted"), None), seconds)
 
     def _take(self) -> memoryview:
         part = self._part if self._part is not None else memoryview(b"")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from limpet.errors import StoreError
-from limpet.stores.base import Bytes, Entry, Store
+from limpet.stores.base import GET_BYTES_MAX, NO_SPACE, Bytes, Entry, Store
 
 __all__ = ["RetryPolicy", "Retrying", "backoff_delays"]
 
@@ -91,9 +91,9 @@ class Retrying:
     def __repr__(self) -> str:
         return f"Retrying({self.store!r})"
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, *, limit: int = GET_BYTES_MAX) -> bytes:
         """See ``Store.get``."""
-        return await self._retry("get", key, lambda: self.store.get(key))
+        return await self._retry("get", key, lambda: self.store.get(key, limit=limit))
 
     async def get_range(self, key: str, offset: int, size: int) -> Bytes:
         """See ``Store.get_range``."""
@@ -171,7 +171,8 @@ class Retrying:
                 return await call()
             except StoreError as error:
                 delay = next(delays)
-                if not error.transient or self._clock() + delay > deadline:
+                # A full store is not mended by waiting: whoever asked must make room, or be told at once.
+                if not error.transient or error.kind == NO_SPACE or self._clock() + delay > deadline:
                     raise
                 if self.on_retry is not None:
                     self.on_retry(operation, key, error, attempt)

@@ -37,12 +37,19 @@ _NOT_FOR_DATA = re.compile(r"metadata|msi|identity", re.IGNORECASE)  # link-loca
 _REQUESTS: dict[str, Any] = {
     # Whole-request time covers a range of many MiB on a slow line; a dead peer is noticed by the read timeout.
     "client_options": {"connect_timeout": 5, "read_timeout": 30, "timeout": 120},
-    "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+    # Whoever calls tries again, for a minute, and each try is as many requests as there are tries here: the second
+    # is for what no caller sees, a page of a listing or a question for credentials.
+    "retry_config": {"max_retries": 1, "retry_timeout": timedelta(seconds=10)},
 }
 _UPLOADS: dict[str, Any] = {
     # obstore's default of 30 s, body included, could never send a 16 MiB part at half a MB/s.
     "client_options": {"connect_timeout": 5, "timeout": 300},
-    "retry_config": {"max_retries": 10, "retry_timeout": timedelta(seconds=180)},
+    # For a part at one error in ten; after 4 s at the most the caller learns of it, and waits longer and longer.
+    "retry_config": {
+        "max_retries": 3,
+        "retry_timeout": timedelta(seconds=20),
+        "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=2), "base": 2},
+    },
 }
 
 
