@@ -224,9 +224,8 @@ class Finding:
             raise NotFoundError(f"{self._where} holds no checkpoint, so none at {_shown(at)}.")
 
     def _raise_damaged(self, checkpoint: Checkpoint, error: CorruptError) -> NoReturn:
-        info = checkpoint.info
         raise CorruptError(
-            f"{self._where}: checkpoint {info.seq} (step {info.step}): {error.message}",
+            f"{self._where}: checkpoint {checkpoint.info.seq} (step {checkpoint.info.step}): {error.message}",
             hint=error.hint or "Read an older one.",
             kind=error.kind,
             pack=error.pack,
@@ -238,7 +237,8 @@ class Finding:
         if isinstance(at, CheckpointInfo):
             found = [one for one in view.checkpoints if _IDENTITY(one.info) == _IDENTITY(at)]
             if not found:
-                raise NotFoundError(f"{self._where}: seq {at.seq} is a checkpoint of another run, or no longer live.")
+                gone = NotFoundError(f"{self._where}: seq {at.seq} is a checkpoint of another run, or no longer live.")
+                raise view.damaged.get(at.seq, gone)
         elif isinstance(at, int) and not isinstance(at, bool):
             found = [one for one in view.checkpoints if one.info.step == at][:1]
         else:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from limpet.engine.save import OnBusy
 from limpet.errors import UsageError
@@ -73,6 +73,11 @@ class Settings:
                 'buffers=1 with on_busy="skip" would skip every state that comes while one is written, the last too.',
                 hint='Use buffers=2, or on_busy="wait".',
             )
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "settings cannot be pickled: they hold credentials", hint="Make a Checkpointer where it is used."
+        )
 
 
 def check_step(step: object) -> int | None:

@@ -28,7 +28,7 @@ MORE = (
     one(
         "extend-a-record-that-is-not-settled",
         LOG,
-        "                await store.settle(log_key(head.last_seq))",
+        "                await timing.within(deadline, store.settle(log_key(head.last_seq)))",
         "                pass",
         ON_LOG,
         "durable_first",
@@ -176,14 +176,13 @@ MORE = (
     one(
         "decide-before-the-listing",
         JANITOR,
-        "                listed = await self.store.list(epoch_prefix(epoch))\n"
-        '                reach("sweep.listed")\n'
-        "                deletes = self._decide(listed, going, 0 if older_too else self.log.epoch)\n",
+        "                for listed in await self._list(some):\n"
+        "                    deletes = self._decide(listed, going, 0 if older_too else self.log.epoch)\n",
         "                before = set(self.unsettled)\n"
-        "                listed = await self.store.list(epoch_prefix(epoch))\n"
-        "                begun = {one: self.unsettled.pop(one) for one in set(self.unsettled) - before}\n"
-        "                deletes = self._decide(listed, going, 0 if older_too else self.log.epoch)\n"
-        "                self.unsettled.update(begun)\n",
+        "                for listed in await self._list(some):\n"
+        "                    begun = {one: self.unsettled.pop(one) for one in set(self.unsettled) - before}\n"
+        "                    deletes = self._decide(listed, going, 0 if older_too else self.log.epoch)\n"
+        "                    self.unsettled.update(begun)\n",
         ON_GAPS,
         "while_an_epoch",
     ),

@@ -6,6 +6,7 @@ import json
 import pickle
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from limpet import Checkpointer, CorruptError, FencedError, UntrustedError, Usag
 from limpet.format.layout import log_key
 from limpet.format.record import decode_record, encode_record
 from limpet.format.seal import SEAL_BYTES, Seal, is_sealed
-from limpet.stores.head_memory import HeadMemory
+from limpet.stores.head_memory import HeadMemory, Remembered
 
 KEY = b"a key that nobody can guess, 32 b"
 OTHER = b"another key of more than 16 bytes"
@@ -148,8 +149,12 @@ class TestRefused:
             first = run.checkpoints()[0]
         path = signed / log_key(first.seq)
         path.write_bytes(Seal(OTHER).sign(Seal(KEY).open(path.read_bytes(), "")))
-        with limpet.open(signed, key=KEY) as run, pytest.raises(UntrustedError):
-            run.read(at=first)
+        with limpet.open(signed, key=KEY) as run:
+            with pytest.raises(UntrustedError):
+                run.read(at=first)
+            assert run.read()["step"] == 2  # the others are as good as before, and there is a way out:
+        with pytest.warns(RuntimeWarning, match="drop_damaged"), Checkpointer(signed, key=KEY) as cp:
+            assert cp.drop_damaged() == (first.seq,)
 
     def test_a_short_key_is_refused_and_not_shown(self, place: Path) -> None:
         for key in (b"short", "a text of more than 16 characters"):
@@ -186,33 +191,89 @@ class TestRolledBack:
         with pytest.raises(UntrustedError, match="rolled back"), Checkpointer(signed, key=KEY):
             pass
 
-    def test_a_history_that_was_replaced_is_refused(self, signed: Path, tmp_path: Path) -> None:
+    def test_a_history_that_was_replaced_is_refused(
+        self, signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         shutil.copytree(signed, tmp_path / "fork")
         write(signed, range(3, 5))
-        write(tmp_path / "fork", range(7, 9))
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+            write(tmp_path / "fork", range(7, 9))
         shutil.rmtree(signed)
         shutil.move(tmp_path / "fork", signed)
         with pytest.raises(UntrustedError, match="is not the one"):
             step_of(signed)
 
+    def test_newer_records_that_were_made_junk_are_a_rollback_too(self, signed: Path) -> None:
+        """Else junk would do what an older copy must not: lead everybody back to an old state."""
+        for path in records(signed)[-3:]:
+            path.write_bytes(b"junk")
+        with pytest.raises(UntrustedError, match="rolled back"):
+            step_of(signed)
+        with pytest.raises(UntrustedError, match="rolled back"), Checkpointer(signed, key=KEY):
+            pass
+
+    @pytest.mark.filterwarnings("ignore:limpet")
+    def test_a_record_that_rots_after_others_were_built_on_it_is_none(
+        self, signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        newest = records(signed)[-1]
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+            write(signed, range(3, 5))
+        flip(newest, 300)
+        assert step_of(signed) == 4
+
     def test_the_message_names_the_file_that_accepts_it(self, signed: Path, home: Path) -> None:
-        shutil.rmtree(signed)
+        for path in records(signed)[-2:]:
+            path.unlink()
         with pytest.raises(UntrustedError) as caught:
             step_of(signed)
-        [memory] = home.iterdir()
+        [memory] = home.glob("*.json")
         assert str(memory) in str(caught.value)
         memory.unlink()
+        assert step_of(signed) == 1
+
+    def test_a_run_that_is_begun_anew_in_the_same_place_is_another_one(self, signed: Path) -> None:
+        shutil.rmtree(signed)
         assert step_of(signed) is None
+        write(signed, range(1))
+        assert step_of(signed) == 0
+
+    def test_what_was_seen_later_is_not_forgotten_for_what_was_seen_before(self) -> None:
+        memory = HeadMemory("run", "seal", "url")
+        memory.note(Remembered(9, "b"))
+        memory.note(Remembered(3, "a"))
+        assert memory.recall() == Remembered(9, "b")
+
+    @pytest.mark.filterwarnings("error")
+    def test_many_threads_note_and_recall_and_none_reads_half_of_it(self) -> None:
+        memory = HeadMemory("run", "seal", "url")
+        memory.note(Remembered(1, "x" * 64))
+        read: list[Remembered | None] = []
+
+        def note_and_recall(first: int) -> None:
+            for seq in range(first, 200, 4):
+                memory.note(Remembered(seq, f"{seq}" * 20))
+                read.append(memory.recall())
+
+        threads = [threading.Thread(target=note_and_recall, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert None not in read
+        assert memory.recall() == Remembered(199, "199" * 20)
 
     def test_the_memory_is_of_this_user_alone_and_holds_no_key(self, signed: Path, home: Path) -> None:
-        [memory] = home.iterdir()
+        [memory] = home.glob("*.json")
         assert memory.stat().st_mode & 0o777 == 0o600
         assert home.stat().st_mode & 0o777 == 0o700
         assert KEY not in memory.read_bytes()
 
     @pytest.mark.parametrize("content", [b"", b"[1", b'{"seq": "x"}', b"\xff" * 99])
     def test_a_memory_that_cannot_be_read_is_none(self, signed: Path, home: Path, content: bytes) -> None:
-        [memory] = home.iterdir()
+        [memory] = home.glob("*.json")
         memory.write_bytes(content)
         assert step_of(signed) == 2
 
@@ -224,8 +285,15 @@ class TestRolledBack:
         with pytest.warns(RuntimeWarning, match="cannot remember"):
             write(place, range(1))
 
-    def test_readers_of_other_runs_are_not_mixed_up(self) -> None:
-        paths = {HeadMemory(url, seal).path for url in ("/a", "/b") for seal in ("1" * 16, "2" * 16)}
+    def test_a_user_without_a_home_is_told_and_goes_on(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("XDG_STATE_HOME")
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+        with pytest.warns(RuntimeWarning, match="no home folder"):
+            write(place, range(1))
+        assert not Path("~").exists()
+
+    def test_runs_and_keys_are_not_mixed_up(self) -> None:
+        paths = {HeadMemory(run, seal, "url").path for run in ("a", "b") for seal in ("1" * 16, "2" * 16)}
         assert len(paths) == 4
 
 

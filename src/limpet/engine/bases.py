@@ -22,6 +22,8 @@ __all__ = ["Bases", "listed_sizes"]
 
 SEEN_SECONDS = 60.0
 """A pack that was seen within that time is not looked for again."""
+TRUSTED_SECONDS = 600.0
+"""While the store cannot list, packs are relied on for so long: to write everything anew would not help it."""
 
 
 async def listed_sizes(store: Store, packs: Collection[str]) -> dict[str, int]:
@@ -46,6 +48,7 @@ class Bases:
         self._timing = timing
         self._index = ChunkIndex()
         self._seen: dict[str, float] = {}
+        self._listed = timing.clock()
 
     async def load(self, checkpoints: Sequence[Checkpoint], reader: Reader) -> None:
         """Offer the chunks of the newest ``checkpoints`` (newest first) whose packs a listing shows, whole."""
@@ -69,17 +72,20 @@ class Bases:
             self._seen.setdefault(key, now)
 
     async def recheck(self) -> None:
-        """Look for the packs that were not seen for a minute; what is gone, or cannot be told, is not offered again."""
+        """Look for the packs that were not seen for a minute; what is gone is not offered again."""
         packs = self._index.packs()
         now = self._timing.clock()
         self._seen = {key: seen for key, seen in self._seen.items() if key in packs and now - seen < SEEN_SECONDS}
         if len(self._seen) == len(packs):
             return
         try:
-            sizes = await listed_sizes(self._store, packs)
+            deadline = now + self._timing.upload_deadline / 2
+            sizes = await self._timing.within(deadline, listed_sizes(self._store, packs))
         except StoreError:
-            self._index.keep_only(set())
+            if now - self._listed > TRUSTED_SECONDS:
+                self._index.keep_only(set())
             return
+        self._listed = now
         gone = sorted(key for key, size in packs.items() if sizes.get(key) != size)
         for key in gone:
             self._index.discard_pack(key)

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from limpet.engine.live import Checkpoint, LiveSet
+import anyio
+
+from limpet.engine.live import Checkpoint, LiveSet, most_telling
 from limpet.engine.log import Log
 from limpet.engine.timing import Timing
 from limpet.errors import StoreError
@@ -21,6 +23,8 @@ from limpet.types import Swept
 
 __all__ = ["Janitor", "Verdict", "decide_deletes"]
 
+_LISTINGS = 8
+"""So many epochs are listed at once."""
 _Retired: TypeAlias = tuple[float, set[str]]
 """When packs that left the live set may go, and which."""
 
@@ -77,9 +81,11 @@ class Janitor:
     _opened: float = 0.0
     _swept_older: bool = False
     _litter_due: float | None = None
+    _was_blocked: bool = False
 
     def __post_init__(self) -> None:
         self._opened = self.timing.clock()
+        self._was_blocked = self.blocked
 
     def begin(self, number: int) -> None:
         """Save ``number`` begins: what is live now stays until it is settled."""
@@ -94,29 +100,34 @@ class Janitor:
         if failed:
             self._note_litter()
 
-    def settled(self) -> None:
-        """The log has told about every unknown commit."""
-        if self.unknown:
-            self._note_litter()
+    def settled(self) -> bool:
+        """The log has told about every unknown commit; whether there were any."""
+        if not self.unknown:
+            return False
+        self._note_litter()
         for number in self.unknown:
             self.unsettled.pop(number, None)
         self.unknown.clear()
+        return True
 
     def retire(self, left: list[Checkpoint]) -> bool:
-        """These checkpoints have just left the live set: their packs may go after the grace; whether they had any."""
+        """A record was applied, by which these checkpoints have left the live set: their packs may go after the grace.
+
+        Returns:
+            Whether there is something to do now, or later.
+        """
+        was_blocked, self._was_blocked = self._was_blocked, self.blocked
+        if was_blocked and not self.blocked:  # what left the live set meanwhile was not noted
+            self._note_litter()
         packs = {key for checkpoint in left for key in checkpoint.packs}
         if packs and not self.blocked:
             self._retired.append((self.timing.clock() + self.timing.grace, packs))
-        return bool(packs)
+        return bool(packs) or was_blocked
 
     def _note_litter(self) -> None:
         """Something was left over that no list of ours names."""
         if self._litter_due is None:
             self._litter_due = self.timing.clock() + self.timing.grace
-
-    def unblocked(self) -> None:
-        """What kept everything from being deleted is gone; what left the live set meanwhile was not noted."""
-        self._note_litter()
 
     @property
     def blocked(self) -> bool:
@@ -155,18 +166,34 @@ class Janitor:
         self._litter_due = None
         swept = Swept()
         try:
-            for epoch in epochs:  # the newest first: a newer writer's data is met before anything is deleted
-                listed = await self.store.list(epoch_prefix(epoch))
-                reach("sweep.listed")
-                deletes = self._decide(listed, going, 0 if older_too else self.log.epoch)
-                done = await self._delete(deletes)
-                swept = Swept(swept.objects + done.objects, swept.freed_bytes + done.freed_bytes)
+            # The newest first: a newer writer's data is met before anything is deleted.
+            for some in (epochs[at : at + _LISTINGS] for at in range(0, len(epochs), _LISTINGS)):
+                for listed in await self._list(some):
+                    deletes = self._decide(listed, going, 0 if older_too else self.log.epoch)
+                    done = await self._delete(deletes)
+                    swept = Swept(swept.objects + done.objects, swept.freed_bytes + done.freed_bytes)
         except StoreError:
             self._note_litter()
             raise
         self._retired = [entry for entry in self._retired if entry not in going]
         self._swept_older = self._swept_older or older_too
         return swept
+
+    async def _list(self, epochs: list[int]) -> list[list[Entry]]:
+        """The packs of each epoch, listed at once: what an earlier attempt left may be spread over very many."""
+        listed: dict[int, list[Entry]] = {}
+
+        async def one(epoch: int) -> None:
+            listed[epoch] = await self.store.list(epoch_prefix(epoch))
+
+        try:
+            async with anyio.create_task_group() as group:
+                for epoch in epochs:
+                    group.start_soon(one, epoch)
+        except BaseExceptionGroup as errors:
+            raise most_telling(errors) from None
+        reach("sweep.listed")
+        return [listed[epoch] for epoch in epochs]
 
     def _decide(self, listed: Iterable[Entry], going: list[_Retired], keep_epochs_below: int) -> tuple[Entry, ...]:
         """What of the objects listed may go, by all that is known in this moment."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from limpet.engine.log import read_record
-from limpet.errors import CorruptError, FormatError, LimpetError
+from limpet.errors import CorruptError, FormatError, LimpetError, UntrustedError
 from limpet.format.record import Record, from_ranges
 from limpet.stores.base import KeyMissingError, Store
 from limpet.types import CheckpointInfo
@@ -94,7 +94,7 @@ async def load_checkpoints(
             found[seq] = Checkpoint(record, info_of(record, pinned=seq in pinned), digest)
         except KeyMissingError:
             damaged[seq] = CorruptError(f"log record {seq} is live, but missing.")
-        except CorruptError as error:
+        except (CorruptError, UntrustedError) as error:
             damaged[seq] = error
         if len(damaged) > _LOST_MAX:
             raise CorruptError(

@@ -96,10 +96,10 @@ class Log:
         """
         deadline = timing.clock() + timing.open_deadline
         while True:
-            head = await find_head(store)
+            head = await timing.within(deadline, find_head(store))
             check_run(store, head, run)
             if head.last_seq:
-                await store.settle(log_key(head.last_seq))
+                await timing.within(deadline, store.settle(log_key(head.last_seq)))
             record = _open_record(head, run=run, owner=owner, library=library, retain=retain(head), note=note)
             data, digest = encode_record(record)
             log = cls(store, timing, run, owner, library, record, digest, record.epoch, tuple(record.quarantined))
@@ -235,7 +235,8 @@ class Log:
         except FormatError as error:
             raise self.fence("a newer version of limpet took it over") from error
         except UntrustedError as error:
-            raise self.fence("somebody without its key took it over") from error
+            who = "with a key that we were not given" if error.kind == "key_needed" else "without its key"
+            raise self.fence(f"somebody {who} took it over") from error
         if found.nonce == record.nonce:
             return True
         if found.epoch == self.epoch and record.kind != "open":

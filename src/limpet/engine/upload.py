@@ -206,7 +206,9 @@ class Upload:
             key = pack_key(PackName(self.resources.epoch, self.number, secrets.token_hex(4), 0, part))
             started = timing.clock()
             left = timing.upload_deadline - (0.0 if failed_since is None else started - failed_since)
-            patience = max(left, timing.upload_deadline / 20)  # a moment is left always, for the store's own words
+            # Half of the time at first: a connection may be dead, and the next one good. A moment is left always,
+            # for the store's own words.
+            patience = max(left / 2 if failed_since is None else left, timing.upload_deadline / 20)
             try:
                 # Closed here, not when it is collected: until then it holds the budget and reads from the snapshot.
                 async with aclosing(self._parts(start, key)) as parts:
@@ -214,7 +216,7 @@ class Upload:
             except StoreError as error:
                 self._forget_from(start)
                 if failed_since is None:
-                    failed_since = timing.clock() - (patience if error.kind == _STUCK else 0.0)
+                    failed_since = started if error.kind == _STUCK else timing.clock()
                 await self._consider(error, key, attempt, failed_since)
                 await timing.sleep(min(delay, max(0.0, failed_since + timing.upload_deadline - timing.clock())))
             else:
@@ -229,7 +231,7 @@ class Upload:
         Raises:
             StoreError: it failed, or stood still.
         """
-        with anyio.CancelScope() as scope:
+        with anyio.CancelScope(deadline=anyio.current_time() + patience) as scope:
             return await self.resources.store.put(key, _watched(parts, scope, patience), size_hint=self._pack_bytes())
         words = f"writing {self.resources.store.url}/{key}: the store stood still for {patience:.3g} s"
         raise StoreError(words, kind=_STUCK, transient=True)
@@ -346,6 +348,7 @@ async def _watched(
 ) -> AsyncIterator[Sequence[Bytes]]:
     """``parts``; ``scope`` ends when whoever reads them neither asks for the next nor returns for too long."""
     sent = 0
+    scope.deadline = math.inf  # it has asked: now it is for us to encode
     async for part in parts:
         sent += sum(memoryview(buffer).nbytes for buffer in part)
         allowance = patience + min(sent, _ON_THE_WAY_MAX) / _SLOWEST_BYTES_PER_SECOND

@@ -269,8 +269,8 @@ class RunWriter:
                 if self.log.stopped is not None:
                     self._queue.close(self.log.stopped)
             self._apply(record)
-            if self.log.settled:
-                self.janitor.settled()
+            if self.log.settled and self.janitor.settled():
+                self._tidy_wakeup.set()
         return record
 
     def _apply(self, record: Record) -> None:
@@ -347,8 +347,6 @@ class RunWriter:
         dropped = self.damaged
         if dropped:
             await self._append(lambda base: without_damaged(base, self.live.damaged))
-            self.janitor.unblocked()
-            self._tidy_wakeup.set()
         return dropped
 
     @property

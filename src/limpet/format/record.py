@@ -35,6 +35,7 @@ __all__ = [
     "encode_record",
     "from_ranges",
     "intact_digest",
+    "record_bytes",
     "to_ranges",
 ]
 
@@ -149,6 +150,11 @@ def intact_digest(data: bytes) -> str | None:
     return digest if framed and blake3.blake3(data[_INNER_START:-1]).hexdigest() == digest else None
 
 
+def record_bytes(data: bytes) -> bytes:
+    """The inner object of an intact record file."""
+    return data[_INNER_START:-1]
+
+
 def decode_record(data: bytes, seq: int) -> tuple[Record, str]:
     """The record and its digest, checked in full.
 
@@ -169,7 +175,7 @@ def decode_record(data: bytes, seq: int) -> tuple[Record, str]:
     digest = intact_digest(data)
     if digest is None:
         raise CorruptError(f"{where} is damaged: its digest does not match its bytes.")
-    inner = data[_INNER_START:-1]
+    inner = record_bytes(data)
     try:
         version = _version_decoder.decode(inner).version
         if version < 1:

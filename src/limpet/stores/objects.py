@@ -13,6 +13,7 @@ import numpy as np
 import obstore
 
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
+from limpet.format.layout import FORMAT_KEY
 from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyMissingError, check_size, split_key
 from limpet.stores.lanes import end_lanes, refuse_after_fork, use_client
 from limpet.stores.object_errors import object_error
@@ -206,17 +207,21 @@ class ObjectStore:
     async def prepare(self) -> None:
         """List one page of the root: credentials, network and bucket are then known to be good for reading.
 
-        If there is nothing yet, see that the bucket creates atomically.
+        If there is no run yet, see that the bucket creates atomically.
         """
 
-        async def is_empty() -> bool:
-            async for page in obstore.list(self._connections.requests, self._prefix.rstrip("/") or None):
-                return not page
-            return True
+        async def look() -> None:
+            async for _ in obstore.list(self._connections.requests, self._prefix.rstrip("/") or None):
+                return
 
-        if await self._call("listing", "", is_empty) and not self._connections.proven:
+        await self._call("listing", "", look)
+        if self._connections.proven:
+            return
+        try:
+            await self._size(FORMAT_KEY)
+        except KeyMissingError:
             await prove_creates(self)
-            self._connections.proven = True
+        self._connections.proven = True
 
     def acquire_writer_lock(self, owner: str) -> None:
         """See ``Store.acquire_writer_lock``: a bucket has none."""
