@@ -36,6 +36,7 @@ KEPT = 3
 WINDOW = 50
 WARM_SHARE = 0.3
 MEASURED_FROM = 0.4
+TENTHS = 10
 
 
 class Flaky:
@@ -84,8 +85,7 @@ class Grown:
         commits: acknowledged.
         takeovers: openings after the first.
         faults: by operation.
-        rss_bytes: medians of the resident memory, after warm-up and at the end.
-        rss_mib: of each tenth of the soak.
+        rss_mib: the resident memory in each tenth of the soak: medians.
         threads, descriptors: the same; folders that are written into are kept open, so a few come and go.
         packs: there at the end after a sweep, and needed by what is live.
         seconds: of the whole.
@@ -95,7 +95,6 @@ class Grown:
     takeovers: int = 0
     failed: int = 0
     faults: dict[str, int] = field(default_factory=dict)
-    rss_bytes: tuple[float, float] = (0.0, 0.0)
     rss_mib: list[float] = field(default_factory=list)
     threads: tuple[float, float] = (0, 0)
     descriptors: tuple[float, float] = (0, 0)
@@ -104,9 +103,9 @@ class Grown:
 
     @property
     def growth(self) -> float:
-        """Of the resident memory after warm-up, as a share."""
-        before, after = self.rss_bytes
-        return after / before - 1
+        """Of the resident memory after warm-up, as a share: the highest of the later tenths beside the first of them."""
+        after = self.rss_mib[int(TENTHS * MEASURED_FROM) :]
+        return max(after) / after[0] - 1
 
 
 class Soak:
@@ -146,13 +145,13 @@ class Soak:
         self._grown.packs = self._packs()
         after = int(len(self._samples) * MEASURED_FROM)
         early, late = self._samples[after : after + WINDOW], self._samples[-WINDOW:]
-        self._grown.rss_bytes, self._grown.threads, self._grown.descriptors = (
+        _, self._grown.threads, self._grown.descriptors = (
             (statistics.median(before), statistics.median(then))
             for before, then in zip(zip(*early, strict=True), zip(*late, strict=True), strict=True)
         )
-        tenth = max(1, len(self._samples) // 10)
         rss = [sample[0] / 2**20 for sample in self._samples]
-        self._grown.rss_mib = [round(statistics.median(rss[at : at + tenth]), 1) for at in range(0, len(rss), tenth)]
+        tenth = max(1, len(rss) // TENTHS)
+        self._grown.rss_mib = [round(statistics.median(rss[at * tenth : (at + 1) * tenth]), 2) for at in range(TENTHS)]
         self._grown.seconds = time.perf_counter() - started
         return self._grown
 
