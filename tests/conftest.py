@@ -128,6 +128,14 @@ def _lazy_globals_exist() -> None:
     obstore.put(MemoryStore(), "warm", b"")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _this_user_remembers_nothing_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What signed runs leave in the user's state folder goes with the test's other files, in children too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that leaks a limpet thread, a descriptor or a slot's mapping fails."""
