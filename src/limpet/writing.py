@@ -87,16 +87,15 @@ class Writing(Holding):
 
     def _accept(self, session: Session, save: Save, draft: Draft, request: Request) -> Operation[bool]:
         """Admit and stage a save; ``False`` if it was skipped."""
+        interruption: BaseException | None = None
         try:
             lease = yield from self._admit(session, save, draft, request)
         except BaseException as error:
-            draft.discard()
-            if isinstance(error, Exception):  # an interruption is told nobody else, and its frames may hold a lease
-                session.unseen.saw(error)
-            session.queue.leave(save, error)
-            if save.replaced_steps:  # those were accepted: if nobody looks, their loss is told at the end
-                session.unseen.watch(save.handle)
-            raise
+            lease = self._admit_again(session, save, draft, error)
+            if lease is None:
+                draft.discard()
+                raise
+            interruption = error
         if lease is None:
             draft.discard()
             return False
@@ -105,10 +104,30 @@ class Writing(Holding):
             session.unseen.watch(save.handle)
             yield from self._stage(session, save, draft, lease, request)
         except BaseException as error:
-            if save.claim_copy():
-                self._abandon(session, save, draft, lease, error)
+            if isinstance(error, Exception):
+                if save.claim_copy():
+                    self._abandon(session, save, draft, lease, error)
+            else:  # as in the copy itself: older saves have given up their places for this one
+                self._copy(session, save, draft, lease)
             raise
+        if interruption is not None:
+            raise interruption
         return True
+
+    def _admit_again(self, session: Session, save: Save, draft: Draft, error: BaseException) -> Lease | None:
+        """A lease for a save whose admission was interrupted, if older ones had given up their places for it by then."""
+        session.queue.leave(save)
+        if isinstance(error, Exception):
+            session.unseen.saw(error)
+        elif save.replaced_steps:
+            error.__traceback__ = None  # its frames hold the lease that was on its way here
+            lease = session.queue.admit_nowait(save, draft.plan.slot_bytes)
+            if lease is not None and lease != "skip":
+                return lease
+            session.queue.leave(save)
+            session.unseen.watch(save.handle)  # those were accepted: if nobody looks, their loss is told at the end
+        save.fail(interrupted(error))
+        return None
 
     def _outline(self, state: Any) -> Outline:
         return Outline(state, registry=self._registry, allow_pickle=self._allow_pickle, folders=self._spool_folders)
@@ -199,36 +218,42 @@ class Writing(Holding):
         else:
             try:
                 copy()
-            except BaseException:
-                save.handle._seen = save.handle._completion.error is not None
+            except BaseException as error:
+                # What an interrupted write had already replaced was accepted: that loss is still to be told.
+                told = isinstance(error, Exception) or not save.replaced_steps
+                save.handle._seen = told and save.handle._completion.error is not None
                 raise
 
     def _copy(self, session: Session, save: Save, draft: Draft, lease: Lease) -> None:
         """Copy the state, and hand it to the engine; on any thread."""
-        copier = session.threads.copier
         interruption: BaseException | None = None
         try:
             if not save.claim_copy():
                 return  # the call that asked for it was interrupted
             try:
-                copier.copy(draft, lease)
+                self._hand_over(session, save, draft, lease)
             except BaseException as error:  # from the keyboard, or a signal's handler that ends the program
                 if isinstance(error, Exception):
                     raise
                 interruption = error
                 # The place of an older save may be taken already, and the state is still as it was: finish first.
-                copier.copy(draft, lease)
-            save.snapshot = Snapshot(draft, lease)
-            save.stalled_seconds = save.staged_seconds = save.elapsed()
-            reach("save.staged")
-            save.handle._staged.set_result(None)
-            session.queue.push(save)
+                self._hand_over(session, save, draft, lease)
         except BaseException as error:
             self._abandon(session, save, draft, lease, error)
             raise
         session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
         if interruption is not None:
             raise interruption
+
+    def _hand_over(self, session: Session, save: Save, draft: Draft, lease: Lease) -> None:
+        """Copy and push; one that was interrupted may be repeated."""
+        if not save.handle._staged.done():  # after that, the memory may be the engine's
+            session.threads.copier.copy(draft, lease)
+            save.snapshot = Snapshot(draft, lease)
+            save.stalled_seconds = save.staged_seconds = save.elapsed()
+            reach("save.staged")
+            save.handle._staged.set_result(None)
+        session.queue.push(save)
 
     def _abandon(self, session: Session, save: Save, draft: Draft, lease: Lease, error: BaseException) -> None:
         """Take back a save that was admitted and not pushed; one that was pushed goes on."""

@@ -15,13 +15,14 @@ from limpet.engine.live import info_of
 from limpet.format import retention
 from limpet.format.assemble import prepare
 from limpet.format.codec import decode
-from limpet.format.filetree import decode_file_tree
+from limpet.format.filetree import FileTree, decode_file_tree
 from limpet.format.manifest import decode_manifest
 from limpet.format.marker import decode_marker
 from limpet.format.record import Record, decode_record, from_ranges
 from limpet.format.registry import Registry
 from limpet.format.rows import describe_leaves, files_payload
 
+msgspec.json.Decoder(FileTree)  # its schema is compiled on first use: now, not while somebody watches what runs
 MEMORY_BYTES = 16 << 20
 """What a tree may ask for in these tests."""
 USAGE = {"unknown_class", "not_imported", "pickle", "memory", "usage", "mismatch", "corrupt", "format", "truncated"}

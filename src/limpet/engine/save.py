@@ -209,8 +209,8 @@ class SaveQueue:
             waiting = tuple(self._waiting)
             try:
                 lease, claimed = self._admit(save, nbytes)
-            except BaseException as error:
-                self._restore(waiting, error)
+            except BaseException:
+                self._restore(save, waiting)
                 raise
         for older in claimed:
             older.release()
@@ -235,34 +235,36 @@ class SaveQueue:
             self.notify()
         return lease, claimed
 
-    def _restore(self, waiting: Sequence[Save], error: BaseException) -> None:
-        """An interrupt came in the middle of an admission: what was given up for it is lost, and told so."""
-        self._waiting = deque(save for save in waiting if save.snapshot is not None and save.snapshot.lease.is_held)
-        for save in waiting:
-            if save not in self._waiting:
-                save.fail(interrupted(error))
+    def _restore(self, save: Save, waiting: Sequence[Save]) -> None:
+        """An interrupt came in the middle of an admission: what has given up its lease for it is replaced by it."""
+        self._waiting = deque(older for older in waiting if older.snapshot is not None and older.snapshot.lease.is_held)
+        for older in waiting:
+            if older not in self._waiting and all(known.handle() is not older.handle for known in save.replaced):
+                save.take_over(older)
 
-    def leave(self, save: Save, error: BaseException) -> None:
-        """The caller of ``save`` was interrupted before it got its lease: forget it, and what it was to replace."""
+    def leave(self, save: Save) -> None:
+        """The caller of ``save`` did not get its lease, and does not wait for one any more."""
         with self._lock:
             refuse_reentry(self._lock)
             for line in (self._line, self._staging):
                 if save in line:
                     line.remove(save)
-        save.fail(interrupted(error))
         self.notify()
 
     def push(self, save: Save, *, admitted: bool = True) -> None:
-        """Hand a staged save to the engine. Saves are written and committed in the order they were admitted in."""
+        """Hand a staged save to the engine. Saves are written and committed in the order they were admitted in.
+
+        One that was interrupted may be repeated: what it has done already is not done again.
+        """
         with self._lock:
             refuse_reentry(self._lock)
             if not admitted:
                 self._join(save)
             closed_by = self.closed_by
-            if closed_by is None:
-                save.handle.phase = Phase.WAITING
+            if closed_by is None and save.handle.phase == Phase.STAGING and save not in self._waiting:
                 self._insert(save)
-            if admitted:  # last: what an interrupt leaves here is for ``abandon``
+                save.handle.phase = Phase.WAITING
+            if save in self._staging:  # last: what an interrupt leaves here is for the next try, or ``abandon``
                 self._staging.remove(save)
             wake = not (self._engine_will_look and save.paced)
             watched = bool(self._watchers)

@@ -80,7 +80,9 @@ class Lease:
         self._counted = False
 
     def __del__(self) -> None:
-        if self._counted:  # an interrupt from the keyboard may lose it on its way to the caller, or on its way back
+        if getattr(
+            self, "_counted", False
+        ):  # an interrupt from the keyboard may lose it on its way to the caller, or on its way back
             self._pool._give_back(self, self._slot, reusable=False)
 
     def borrow(self, offset: int, nbytes: int) -> Bytes8:
