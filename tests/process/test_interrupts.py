@@ -62,8 +62,8 @@ class AtPlace:
     def _call(self, frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_back in self._last:
             self._last[frame.f_back] = ""  # a Python function was called: it looks for signals itself
-        if not frame.f_code.co_filename.startswith(_OURS):
-            return None
+        if not frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_name == "__del__":
+            return None  # CPython prints what a finalizer raises, and goes on: nobody is interrupted there
         frame.f_trace_opcodes = True
         return self._step
 
