@@ -91,14 +91,14 @@ def test_the_life_has_all_that_can_be_lost(life: Story) -> None:
 
 
 def test_what_was_acknowledged_survives_a_loss_of_power_at_any_moment(life: Story, base: Path) -> None:
-    for case in sharpest(life, 40):
+    for case in sharpest(life, 25):
         judge(case, life, base)
 
 
 def test_an_heir_builds_only_on_what_is_durable(life: Story, base: Path, killed: Callable[..., Story]) -> None:
     """The process dies first, the power goes later: what a dead writer left visible may not be durable yet."""
     seen = Seen()
-    for kill in (*range(1, 5), *range(15, len(life.ops), 60)):
+    for kill in (*range(1, 5), *range(15, len(life.ops), 90)):
         story = killed(kill)
         for case in sharpest(story, 4, kill, seen):
             judge(case, story, base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,9 +35,9 @@ def test_an_opening_that_gets_no_answer_ends_at_its_deadline() -> None:
         cp.write(state(1), step=1)
     fault = store.script("settle", "log/", waits=True)
     began = time.monotonic()
-    with pytest.raises(StoreError, match="no answer"), write_over(store):
+    with pytest.raises(StoreError, match="no answer"), write_over(store, timing=replace(QUICK, open_deadline=0.3)):
         pass
-    assert time.monotonic() - began < QUICK.open_deadline + 5
+    assert time.monotonic() - began < PATIENCE_SECONDS
     fault.release()
 
 
@@ -87,4 +88,4 @@ def test_a_sweep_lists_many_epochs_at_once() -> None:
         asked = store.count("list", "data/0") - before
         fault.release()
         sweeping.join()
-        assert asked == 8
+        assert asked >= 8  # the writer's own sweep may be among them
