@@ -50,7 +50,7 @@ def azurite(session: nox.Session) -> dict[str, str]:
     if shutil.which("npm") is None:
         session.warn("npm is not installed: the tests on Azurite are skipped")
         return {}
-    folder = session.cache_dir / AZURITE.replace("@", "-")
+    folder = (session.cache_dir / AZURITE.replace("@", "-")).resolve()
     program = folder / "node_modules" / ".bin" / "azurite-blob"
     if not program.exists():
         options = ["--no-audit", "--no-fund", "--prefix", str(folder)]
