@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from limpet.engine.log import read_record
+from limpet.engine.head import read_record
 from limpet.errors import CorruptError, FormatError, LimpetError, UntrustedError
 from limpet.format.record import Record, from_ranges
 from limpet.stores.base import KeyMissingError, Store

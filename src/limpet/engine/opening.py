@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from limpet.engine.head import check_run, find_head
 from limpet.engine.live import Checkpoint, load_checkpoints
-from limpet.engine.log import check_run, find_head
 from limpet.engine.timing import Timing
 from limpet.errors import CorruptError, FormatError, LimpetError, StoreError
 from limpet.failpoints import reach

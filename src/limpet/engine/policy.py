@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from limpet.engine.head import Head
 from limpet.engine.live import LiveSet
-from limpet.engine.log import Head
 from limpet.errors import CorruptError, FormatError
 from limpet.events import warn_gently
 from limpet.format import retention

@@ -80,9 +80,8 @@ class Lease:
         self._counted = False
 
     def __del__(self) -> None:
-        if getattr(
-            self, "_counted", False
-        ):  # an interrupt from the keyboard may lose it on its way to the caller, or on its way back
+        # An interrupt from the keyboard may lose it half made, on its way to the caller, or on its way back.
+        if getattr(self, "_counted", False):
             self._pool._give_back(self, self._slot, reusable=False)
 
     def borrow(self, offset: int, nbytes: int) -> Bytes8:

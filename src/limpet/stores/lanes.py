@@ -16,8 +16,6 @@ __all__ = ["end_lanes", "refuse_after_fork", "use_client"]
 
 _FIRST_PAUSE_SECONDS = 0.0002
 _LONGEST_PAUSE_SECONDS = 0.05
-
-
 _REST_SECONDS = 0.05
 _LONGEST_REST_SECONDS = 1.0
 _TASKS = Path("/proc/self/task")
