@@ -129,7 +129,8 @@ FORGOTTEN = [
     of("forgets", "cycle", quiet=True),
     of("forgets_and_opens_again", quiet=True, prints=("opened again",)),
     of("forgets_a_stuck_one", code=LOST, says="step=7"),
-    of("writes_when_collected", "now", exactly=9, quiet=True),
+    # The collector finalizes in no order: 9 is committed, or refused because the checkpointer went first.
+    of("writes_when_collected", "now", quiet=True),
     of("writes_when_collected", "at the end", exactly=1),
 ]
 FORKS = [
