@@ -101,6 +101,11 @@ class Spool:
                 raise UsageError("files were captured for a save that has ended.")
             return encode_file_tree(_capture(leaf.path, self, add_buffer))
 
+    @property
+    def folders(self) -> list[tuple[str, int]]:
+        """Path of each folder that holds copies, and the descriptor whose lock keeps it."""
+        return [(str(folder / scratch.name), scratch.lock_fd) for folder, scratch in self._scratches.items()]
+
     def close(self) -> None:
         """Remove the copies. Idempotent; waits for a capture that is under way."""
         with self._lock:

@@ -27,15 +27,23 @@ class Outline:
         registry: user codecs.
         allow_pickle: pickle what nothing else can save.
         folders: where copies of files may lie.
+        copy_all: copy also what nobody can change: the writer is another process.
 
     Raises:
         UnsupportedLeafError: something in the state cannot be saved.
     """
 
     def __init__(
-        self, state: Any, *, registry: Registry, allow_pickle: bool, folders: Callable[[], Sequence[Path]]
+        self,
+        state: Any,
+        *,
+        registry: Registry,
+        allow_pickle: bool,
+        folders: Callable[[], Sequence[Path]],
+        copy_all: bool = False,
     ) -> None:
         self._folders = folders
+        self._copy_all = copy_all
         self._captures: list[tuple[Files, Callable[[Buffer], int], dict[str, Any]]] = []
         self._spool: Spool | None = None
         self._tree = flatten(state, registry=registry, allow_pickle=allow_pickle, files=self._note)
@@ -48,7 +56,7 @@ class Outline:
     @property
     def slot_bytes(self) -> int:
         """What a snapshot takes in memory, small files apart."""
-        return Draft.of(self._tree).plan.slot_bytes
+        return Draft.of(self._tree, copy_all=self._copy_all).plan.slot_bytes
 
     def detach_small(self) -> None:
         """Copy every small buffer that its owner may change."""
@@ -67,7 +75,7 @@ class Outline:
             for leaf, add_buffer, payload in self._captures:
                 assert self._spool is not None
                 payload.update(self._spool.capture(leaf, add_buffer))
-            return Draft.of(self._tree, self._spool)
+            return Draft.of(self._tree, self._spool, copy_all=self._copy_all)
         except BaseException:
             if self._spool is not None:
                 self._spool.close()

@@ -55,6 +55,11 @@ class Scratch:
         os.close(self._parent_fd)
         raise StoreError("a temporary folder was removed as soon as it was made, again and again.", transient=True)
 
+    @property
+    def lock_fd(self) -> int:
+        """Whoever gets a duplicate of this descriptor keeps the folder from being taken for an orphan."""
+        return self._fds[-1]
+
     def remove(self) -> None:
         """Remove the folder and all in it; what cannot be removed is left to ``clear_stale``. Idempotent."""
         fds, self._fds, self.fd = self._fds, (), -1  # a late user gets EBADF, not another folder

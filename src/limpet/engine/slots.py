@@ -1,6 +1,6 @@
 """Slots: reused memory that snapshots are copied into.
 
-A slot is one anonymous mapping, page-aligned, huge-page-advised and touched once, which makes later copies
+A slot is one mapping, page-aligned, huge-page-advised and touched once, which makes later copies
 three times faster than fresh memory. It is leased: it goes back to the pool when its last reader is
 done, and never while somebody below us (an upload that was cancelled, say) may still read from it: then
 the memory is abandoned to the garbage collector and the next lease maps anew.
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from limpet.workers import refuse_reentry
 
-__all__ = ["Bytes8", "Lease", "MemoryBudget", "SlotPool"]
+__all__ = ["Bytes8", "Lease", "MemoryBudget", "SlotPool", "anonymous_memory"]
 
 _HUGE_PAGE = 2 << 20
 _TINY = 64 << 10
@@ -36,14 +36,19 @@ def _whole_pages(nbytes: int) -> int:
     return -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE
 
 
+def anonymous_memory(nbytes: int) -> mmap.mmap:
+    """Memory of this process alone."""
+    return mmap.mmap(-1, nbytes)
+
+
 class _Slot:
     """One mapping and how it was used lately."""
 
-    __slots__ = ("array", "small_leases", "touched")
+    __slots__ = ("array", "mapping", "small_leases", "touched")
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, memory: Callable[[int], mmap.mmap]) -> None:
         try:
-            mapping = mmap.mmap(-1, nbytes)
+            self.mapping = mapping = memory(nbytes)
         except OSError as error:  # ENOMEM: mmap(2) says it in its own way
             raise MemoryError(f"no memory for a buffer of {nbytes} bytes: {error.strerror}") from error
         for name in _ADVICE:
@@ -51,7 +56,7 @@ class _Slot:
             if advice is not None:
                 with suppress(OSError):  # a kernel without this capability: slower, not wrong
                     mapping.madvise(advice)
-        self.array: Bytes8 = np.frombuffer(mapping, dtype=np.uint8)
+        self.array: Bytes8 = np.frombuffer(mapping, dtype=np.uint8, count=nbytes)
         self.small_leases = 0
         self.touched = False
 
@@ -69,7 +74,7 @@ class _Slot:
 class Lease:
     """The right to use one of the pool's slots, until ``release``."""
 
-    __slots__ = ("_borrowed", "_counted", "_pool", "_released", "_slot", "memory")
+    __slots__ = ("__weakref__", "_borrowed", "_counted", "_pool", "_released", "_slot", "memory", "on_end")
 
     def __init__(self, pool: SlotPool, slot: _Slot | None, memory: Bytes8) -> None:
         self._pool = pool
@@ -78,6 +83,8 @@ class Lease:
         self._borrowed: list[weakref.ref[Bytes8]] = []
         self._released = False
         self._counted = False
+        self.on_end: Callable[[], None] | None = None
+        """Called when it ends, before anybody else can have the memory: nothing that an interrupt could come into."""
 
     def __del__(self) -> None:
         # An interrupt from the keyboard may lose it half made, on its way to the caller, or on its way back.
@@ -95,16 +102,27 @@ class Lease:
         """Whether it has not ended yet."""
         return not self._released
 
-    def release(self) -> None:
-        """Give the slot back. Idempotent."""
+    @property
+    def mapping(self) -> mmap.mmap | None:
+        """What ``memory`` is the beginning of; ``None`` of a small one, which has none of its own."""
+        return None if self._slot is None else self._slot.mapping
+
+    def release(self, *, lent: bool = False) -> None:
+        """Give the slot back. Idempotent.
+
+        Args:
+            lent: somebody beyond our sight may still read from it.
+        """
         if self._released:
             return
-        lent = any(reference() is not None for reference in self._borrowed)
+        lent = lent or any(reference() is not None for reference in self._borrowed)
         slot = self._slot
         self._end()
         self._pool._give_back(self, slot, reusable=not lent)
 
     def _end(self) -> None:
+        if self.on_end is not None:
+            self.on_end()
         self._released = True
         self._borrowed.clear()
         self.memory = _EMPTY
@@ -167,10 +185,12 @@ class SlotPool:
     Args:
         count: how many snapshots may exist at once.
         budget: what all slots may take, together with those of other pools.
+        memory: maps so many bytes.
     """
 
-    def __init__(self, count: int, budget: MemoryBudget) -> None:
+    def __init__(self, count: int, budget: MemoryBudget, memory: Callable[[int], mmap.mmap] = anonymous_memory) -> None:
         self.count = count
+        self._memory = memory
         self._budget = budget
         self._free: list[_Slot] = []
         self._leased = 0
@@ -249,7 +269,7 @@ class SlotPool:
             # Those that are too small make room for it; one that was too large for long goes.
             self._free = [] if slot is None else [free for free in self._free if free is not slot]
             try:
-                return _Slot(_whole_pages(nbytes))
+                return _Slot(_whole_pages(nbytes), self._memory)
             except BaseException:
                 self._budget.give_back(_whole_pages(nbytes) - room)
                 raise

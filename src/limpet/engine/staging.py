@@ -38,9 +38,10 @@ class Draft:
     spool: Spool | None
 
     @classmethod
-    def of(cls, tree: FlatTree, spool: Spool | None = None) -> Draft:
-        """Lay out ``tree``; ``spool`` owns the copies of its files."""
-        specs = [BufferSpec(buffer.nbytes, buffer.dtype, _stays(buffer)) for buffer in tree.buffers]
+    def of(cls, tree: FlatTree, spool: Spool | None = None, *, copy_all: bool = False) -> Draft:
+        """Lay out ``tree``; ``spool`` owns the copies of its files. ``copy_all``: also what nobody can change."""
+        stays = _is_file if copy_all else _stays
+        specs = [BufferSpec(buffer.nbytes, buffer.dtype, stays(buffer)) for buffer in tree.buffers]
         return cls(tree, plan_chunks(specs), spool)
 
     def detach_small(self) -> None:
@@ -64,7 +65,11 @@ def detach_small(tree: FlatTree) -> None:
 
 
 def _stays(buffer: Buffer) -> bool:
-    return buffer.immutable or isinstance(buffer.data, FileSlice)
+    return buffer.immutable or _is_file(buffer)
+
+
+def _is_file(buffer: Buffer) -> bool:
+    return isinstance(buffer.data, FileSlice)
 
 
 class Snapshot:
@@ -98,9 +103,24 @@ class Snapshot:
             raise AssertionError("only contiguous buffers stay where they are")
         return flat[chunk.offset : chunk.offset + chunk.raw_bytes]
 
-    def release(self) -> None:
-        """Give memory and spooled files back. Idempotent."""
-        self.lease.release()
+    @property
+    def files(self) -> dict[int, FileSlice]:
+        """The buffers that are spooled files, by their number."""
+        sources = {index: buffer.data for index, buffer in self._sources.items()}
+        return {index: data for index, data in sources.items() if isinstance(data, FileSlice)}
+
+    @property
+    def spool(self) -> Spool | None:
+        """What owns those files."""
+        return self._spool
+
+    def release(self, *, lent: bool = False) -> None:
+        """Give memory and spooled files back. Idempotent.
+
+        Args:
+            lent: somebody beyond our sight may still read from the memory.
+        """
+        self.lease.release(lent=lent)
         self._sources = {}
         if self._spool is not None:
             self._spool.close()
