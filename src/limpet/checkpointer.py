@@ -17,7 +17,8 @@ from limpet.format.retention import Policy
 from limpet.loop import drive, drive_async
 from limpet.owner import check_rank, default_owner
 from limpet.pending import PendingWrite
-from limpet.settings import OnError, Settings
+from limpet.remote.place import child_place
+from limpet.settings import Engine, OnError, Settings, place_for
 from limpet.stores.retry import Retrying
 from limpet.stores.sealed import sealed
 from limpet.stores.urls import open_store
@@ -56,6 +57,8 @@ class Checkpointer(Writing):
         hooks: functions that are told of events, on limpet's own thread.
         key: signs every record, and refuses those that are not signed with it: 16 bytes or more, the same for every
             writer and reader of the run, from its first record on. ``start_from`` must be signed with it too.
+        engine: where encoding and writing happen: in ``"thread"``s of this process, or in a ``"process"`` of its own,
+            which shares no interpreter lock with the loop, and commits what was staged even if this process is killed.
 
     Raises:
         UsageError: a setting is wrong, or two contradict each other.
@@ -79,6 +82,7 @@ class Checkpointer(Writing):
         allow_pickle: bool = False,
         hooks: Sequence[Hook] = (),
         key: bytes | None = None,
+        engine: Engine = "thread",
     ) -> None:
         check_rank()
         settings = Settings(
@@ -96,6 +100,7 @@ class Checkpointer(Writing):
             hooks=hooks,
             storage={} if storage is None else storage,
             key=key,
+            engine=engine,
         )
 
         def store() -> Retrying:
@@ -104,7 +109,7 @@ class Checkpointer(Writing):
         own = store()
         if settings.start_from is not None:
             open_start(settings.start_from, own.url, settings.storage)  # wrong ones are refused here, not at a read
-        super().__init__(own, settings, reopen=store)
+        super().__init__(own, settings, reopen=store, place=place_for(url, settings))
 
     @property
     def url(self) -> str:
@@ -271,7 +276,8 @@ class Checkpointer(Writing):
                     return existing
             child = Checkpointer.__new__(Checkpointer)
             settings = replace(self._settings, start_from=None)
-            Writing.__init__(child, self._store.child(prefix), settings, name=name, parent=self)
+            place = self._place and child_place(self._place, prefix)
+            Writing.__init__(child, self._store.child(prefix), settings, name=name, parent=self, place=place)
             self._children.append(child)
         return child
 

@@ -8,7 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Committed", "Deleted", "Event", "Failed", "Fallback", "Hook", "Opened", "Retried", "Staged", "Superseded"]
+__all__ = [
+    "Committed",
+    "Deleted",
+    "Event",
+    "Failed",
+    "Fallback",
+    "Hook",
+    "Opened",
+    "Restarted",
+    "Retried",
+    "Staged",
+    "Superseded",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,15 @@ class Retried:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """The process that writes a run (``engine="process"``) died, and a new one goes on with the unfinished saves."""
+
+    url: str
+    reason: str
+    unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fallback:
     """A checkpoint did not verify and an older one is tried."""
 
@@ -90,6 +111,6 @@ def warn_gently(text: str) -> None:
         logging.getLogger("limpet").warning(text)
 
 
-Event: TypeAlias = Opened | Staged | Committed | Superseded | Failed | Retried | Fallback | Deleted
+Event: TypeAlias = Opened | Staged | Committed | Superseded | Failed | Restarted | Retried | Fallback | Deleted
 Hook: TypeAlias = Callable[[Event], None]
 """Called on limpet's own thread, one event at a time; it must not block and must not call limpet."""

@@ -18,6 +18,7 @@ from limpet.finding import Source
 from limpet.loop import EngineLoop, Operation, Wait, in_thread, insist
 from limpet.pending import Completion, PendingWrite, engine_threads
 from limpet.reading import Reading
+from limpet.remote.messages import Place
 from limpet.session import Session, SessionSettings
 from limpet.settings import Settings
 from limpet.stores.base import Store
@@ -41,6 +42,10 @@ class Holding(Reading):
         name: of a child run.
         parent: of a child run.
         reopen: a store like ``store``, for the next try after one that failed: that closes what it had.
+        place: what a writer in a process of its own makes the same store from; ``None`` for threads of this one.
+
+    Raises:
+        UsageError: there is to be such a process, and nothing that it could make the store from.
     """
 
     _timing = Timing()
@@ -53,7 +58,15 @@ class Holding(Reading):
         name: str = "",
         parent: Holding | None = None,
         reopen: Callable[[], Store] | None = None,
+        place: Place | None = None,
     ) -> None:
+        if settings.engine == "process" and place is None:
+            raise UsageError(
+                f"{store.url}: a writer in a process of its own makes its store from a url, and cannot use this object.",
+                hint='Use engine="thread".',
+                kind="engine",
+            )
+        self._place = place
         self._store = store
         self._settings = settings
         self._name = name
@@ -204,6 +217,7 @@ class Holding(Reading):
             note={"start_from": settings.start_from} if settings.start_from else {},
             hooks=settings.hooks,
             timing=self._timing,
+            place=self._place,
         )
 
     def _view(self) -> Operation[View]:
@@ -300,7 +314,7 @@ def _committing_what_is_held(throttle: Throttle, session: Session) -> Callable[[
         held: Save | None = throttle.take_held()
         if held is not None:
             session.unseen.watch(held.handle)
-            session.queue.push(held, admitted=False)
+            session.push(held, admitted=False)
 
     return commit
 

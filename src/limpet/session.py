@@ -13,23 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from limpet.engine.capture import clear_stale_spools
-from limpet.engine.memory import default_limit_bytes
-from limpet.engine.opening import View, claim_root
-from limpet.engine.save import OnBusy, SaveQueue
-from limpet.engine.slots import MemoryBudget, SlotPool
-from limpet.engine.staging import Copier
+from limpet.engine.opening import View, claim_root, take_writer_lock
+from limpet.engine.save import OnBusy, Save, SaveQueue
+from limpet.engine.slots import SlotPool, anonymous_memory
 from limpet.engine.timing import Timing
 from limpet.engine.writer import RunWriter, WriterSettings
-from limpet.errors import HeldError, StoreError, UsageError
+from limpet.errors import StoreError, UsageError
 from limpet.events import Event, Hook, Opened, Retried, warn_gently
 from limpet.failpoints import reach
 from limpet.format.retention import Policy
-from limpet.loop import EngineLoop, ExitGuard, Operation, Wait, drive, insist, on_worker
+from limpet.loop import ExitGuard, Operation, Wait, drive, insist, on_worker
 from limpet.pending import Unseen
+from limpet.remote.link import Link
+from limpet.remote.messages import Place
+from limpet.remote.proxy import RemoteWriter
 from limpet.stores.base import Store
 from limpet.stores.retry import Retrying
+from limpet.threads import Threads
 from limpet.types import CheckpointInfo
-from limpet.workers import Workers, still_at_work
+from limpet.workers import still_at_work
 
 __all__ = ["Session", "SessionSettings"]
 
@@ -57,26 +59,7 @@ class SessionSettings:
     note: Mapping[str, Any] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
     timing: Timing = field(default_factory=Timing)
-
-
-class Threads:
-    """The loop and the threads that a run and its children share."""
-
-    def __init__(self, memory_limit: int | None) -> None:
-        self.loop = EngineLoop()
-        self.niced = Workers(2, "limpet-encode", niced=True)
-        self.urgent = Workers(2, "limpet-urgent")
-        self.copier = Copier()
-        self.budget = MemoryBudget(memory_limit if memory_limit is not None else default_limit_bytes())
-        # Started now: a drain at the program's end cannot start any.
-        self.niced.start()
-        self.urgent.start()
-
-    def close(self, timeout_seconds: float) -> None:
-        deadline = time.monotonic() + timeout_seconds
-        for end in (self.loop.stop, self.niced.close, self.urgent.close):
-            end(max(0.0, deadline - time.monotonic()))
-        self.copier.close()
+    place: Place | None = None
 
 
 class Session:
@@ -99,16 +82,21 @@ class Session:
         self.settings = settings
         self._parent = parent
         self._children: list[Session] = []
-        self.threads: Threads = Threads(settings.memory_limit) if parent is None else parent.threads
+        self.threads: Threads = (
+            Threads(settings.memory_limit, with_process=settings.place is not None)
+            if parent is None
+            else parent.threads
+        )
         self.loop = self.threads.loop
-        self.pool = SlotPool(settings.buffers, self.threads.budget)
+        link = self.threads.link
+        self.pool = SlotPool(settings.buffers, self.threads.budget, anonymous_memory if link is None else link.memory)
         self.queue = SaveQueue(self.pool, settings.on_busy, self._wake)
         self.threads.budget.watch(self.queue.notify)
         self.unseen = Unseen()
         self.before_drain: Callable[[], None] = lambda: None
         self.ending = False
         self.entered: set[int] = set()
-        self.writer: RunWriter
+        self.writer: RunWriter | RemoteWriter
         self._locked = False
         self._guard: ExitGuard | None = None
 
@@ -144,41 +132,70 @@ class Session:
             self._guard = ExitGuard(self._drain_at_exit, self._describe_lost)
 
     async def _open(self) -> None:
+        if self.threads.link is not None:
+            await self._open_remotely(self.threads.link)
+            return
         settings = self.settings
         if isinstance(self.store, Retrying):
             self.store.on_retry = lambda operation, key, error, attempt: self.emit(
                 Retried(operation, key, attempt, error)
             )
         await self.store.prepare()
-        try:
-            self.store.acquire_writer_lock(settings.owner)
-            self._locked = True
-        except HeldError:
-            if not settings.takeover:
-                raise
-        for folder in (self.store.spool_folder(), tempfile.gettempdir()):
-            if folder is not None:
-                await self.threads.urgent.run(clear_stale_spools, Path(folder))
+        self._locked = await take_writer_lock(self.store, settings.owner, takeover=settings.takeover)
+        await self._clear_spools()
         reach("open.locked")
         marker = await claim_root(self.store, settings.name, settings.timing)
         reach("open.claimed")
         self.writer = RunWriter(
             self.store,
-            WriterSettings(
-                run=marker.run,
-                owner=settings.owner,
-                library=settings.library,
-                retain=settings.retain,
-                compression=settings.compression,
-                note=dict(settings.note),
-                timing=settings.timing,
-            ),
+            self._writer_settings(marker.run),
             self.queue,
             niced=self.threads.niced,
             urgent=self.threads.urgent,
             emit=self.emit,
         )
         await self.writer.open()
+
+    async def _open_remotely(self, link: Link) -> None:
+        """Have the writer's process take the run over. What is read goes through this process's own store."""
+        settings = self.settings
+        assert settings.place is not None
+        self.writer = RemoteWriter(
+            link,
+            settings.place,
+            self.store,
+            self._writer_settings(""),
+            self.queue,
+            name=settings.name,
+            takeover=settings.takeover,
+            urgent=self.threads.urgent,
+            emit=self.emit,
+        )
+        await self.writer.open()
+        await self._clear_spools()
+
+    def _writer_settings(self, run: str) -> WriterSettings:
+        settings = self.settings
+        return WriterSettings(
+            run=run,
+            owner=settings.owner,
+            library=settings.library,
+            retain=settings.retain,
+            compression=settings.compression,
+            note=dict(settings.note),
+            timing=settings.timing,
+        )
+
+    async def _clear_spools(self) -> None:
+        for folder in (self.store.spool_folder(), tempfile.gettempdir()):
+            if folder is not None:
+                await self.threads.urgent.run(clear_stale_spools, Path(folder))
+
+    def push(self, save: Save, *, admitted: bool = True) -> None:
+        """Hand a staged save to the engine; see ``SaveQueue.push``."""
+        if isinstance(self.writer, RemoteWriter):
+            self.writer.announce(save)
+        self.queue.push(save, admitted=admitted)
 
     async def _serve(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,10 +17,13 @@ from limpet.format.interval import Interval
 from limpet.format.record import META_BYTES_MAX, meta_size
 from limpet.format.retention import Policy
 from limpet.format.seal import Seal
+from limpet.remote.messages import Place
+from limpet.remote.place import check_capable, describe_place
 
-__all__ = ["OnError", "Settings", "check_meta", "check_step"]
+__all__ = ["Engine", "OnError", "Settings", "check_meta", "check_step", "place_for"]
 
 OnError = Literal["raise", "warn"]
+Engine = Literal["thread", "process"]
 _BUFFERS_MAX = 16
 _OWNER_BYTES_MAX = 1024
 
@@ -42,12 +46,14 @@ class Settings:
     hooks: Sequence[Hook]
     storage: Mapping[str, Any] = field(repr=False)
     key: bytes | None = field(default=None, repr=False)
+    engine: Engine = "thread"
 
     def __post_init__(self) -> None:
         if self.key is not None:
             Seal(self.key)
         parse_compression(self.compression)
         _one_of("on_busy", self.on_busy, get_args(OnBusy))
+        _one_of("engine", self.engine, get_args(Engine))
         _one_of("on_error", self.on_error, get_args(OnError))
         _type_of("retain", self.retain, Policy | None, "Last, Periodic, Best or several of them joined by |")
         _type_of("every", self.every, Interval | None, "Every(steps=...) or Every(seconds=...)")
@@ -78,6 +84,18 @@ class Settings:
         raise UsageError(
             "settings cannot be pickled: they hold credentials", hint="Make a Checkpointer where it is used."
         )
+
+
+def place_for(url: str | os.PathLike[str], settings: Settings) -> Place | None:
+    """What a writer in a process of its own makes the store of ``url`` from; ``None`` if there is to be none.
+
+    Raises:
+        UsageError: it cannot be had here, or cannot reach that store.
+    """
+    if settings.engine == "thread":
+        return None
+    check_capable()
+    return describe_place(url, settings.storage, settings.key)
 
 
 def check_step(step: object) -> int | None:

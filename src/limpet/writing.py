@@ -130,7 +130,13 @@ class Writing(Holding):
         return None
 
     def _outline(self, state: Any) -> Outline:
-        return Outline(state, registry=self._registry, allow_pickle=self._allow_pickle, folders=self._spool_folders)
+        return Outline(
+            state,
+            registry=self._registry,
+            allow_pickle=self._allow_pickle,
+            folders=self._spool_folders,
+            copy_all=self._place is not None,
+        )
 
     def _draft(self, session: Session, outline: Outline, request: Request) -> Operation[Draft]:
         """Capture files, on another thread if the caller's must not be stalled, and lay everything out."""
@@ -253,7 +259,7 @@ class Writing(Holding):
             save.stalled_seconds = save.staged_seconds = save.elapsed()
             reach("save.staged")
             save.handle._staged.set_result(None)
-        session.queue.push(save)
+        session.push(save)
 
     def _abandon(self, session: Session, save: Save, draft: Draft, lease: Lease, error: BaseException) -> None:
         """Take back a save that was admitted and not pushed; one that was pushed goes on."""

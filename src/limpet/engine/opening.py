@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import anyio
 
 from limpet.engine.head import check_run, find_head
 from limpet.engine.live import Checkpoint, load_checkpoints
 from limpet.engine.timing import Timing
-from limpet.errors import CorruptError, FormatError, LimpetError, StoreError
+from limpet.errors import CorruptError, FormatError, HeldError, LimpetError, StoreError
 from limpet.failpoints import reach
 from limpet.format.layout import FORMAT_KEY
 from limpet.format.marker import Marker, decode_marker, encode_marker
-from limpet.stores.base import NO_SPACE, KeyExistsError, KeyMissingError, Store
+from limpet.stores.base import NO_SPACE, ORPHANED, KeyExistsError, KeyMissingError, Store
 from limpet.stores.probe import not_atomic
 from limpet.stores.retry import RetryPolicy, backoff_delays
 
-__all__ = ["View", "claim_root", "fresh_view"]
+__all__ = ["View", "claim_root", "fresh_view", "take_writer_lock"]
+
+_ORPHAN_SECONDS = 330.0
+"""How long a writer without a trainer is waited for: it has 300 s itself."""
+_LOOK_AGAIN_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,28 @@ class View:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     damaged: dict[int, LimpetError] = field(default_factory=dict)
     head_damaged: tuple[int, ...] = ()
+
+
+async def take_writer_lock(store: Store, owner: str, *, takeover: bool) -> bool:
+    """Take this host's lock on being the run's writer; whether it is held now.
+
+    A writer whose trainer is dead, and that still commits what was staged, is waited for.
+
+    Raises:
+        HeldError: a writer is alive, and ``takeover`` was not asked for.
+    """
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while True:
+        try:
+            store.acquire_writer_lock(owner)
+        except HeldError as error:
+            if takeover:
+                return False
+            if error.kind != ORPHANED or time.monotonic() > deadline:
+                raise
+        else:
+            return True
+        await anyio.sleep(_LOOK_AGAIN_SECONDS)
 
 
 async def fresh_view(store: Store, known: Callable[[int], Checkpoint | None] = lambda _: None) -> View:

@@ -6,7 +6,7 @@ from typing import Any
 
 from limpet.engine.head import Head
 from limpet.engine.live import LiveSet
-from limpet.errors import CorruptError, FormatError
+from limpet.errors import CorruptError, FencedError, FormatError
 from limpet.events import warn_gently
 from limpet.format import retention
 
@@ -15,13 +15,25 @@ __all__ = ["DEFAULT_POLICY", "policy_to_record", "report_narrowing"]
 DEFAULT_POLICY = retention.Last(3)
 
 
-def policy_to_record(asked: retention.Policy | None, head: Head) -> Any:
+def policy_to_record(asked: retention.Policy | None, head: Head, continues: int | None = None) -> Any:
     """What an open record says: the policy that was asked for, else the recorded one, else the default.
 
+    Args:
+        asked: by the user.
+        head: what the open record will extend.
+        continues: epoch of the writer that the new one stands in for; see ``WriterSettings``.
+
     Raises:
+        FencedError: ``head`` is of a newer epoch than the one that is to go on.
         FormatError: the recorded one is not known to this version; nobody has been fenced yet.
         CorruptError: the recorded one is malformed.
     """
+    if continues is not None and head.record is not None and head.record.epoch != continues:
+        raise FencedError(
+            f"while the process that wrote it was dead, {head.record.owner or 'another writer'} took the run over with"
+            f" epoch {head.record.epoch}.",
+            hint="Stop: the newer attempt goes on from the last commit.",
+        )
     if asked is not None:
         return retention.to_json(asked)
     if head.record is None:

@@ -56,6 +56,7 @@ class WriterSettings:
         compression: ``"auto"``, ``"off"`` or a codec.
         note: goes into our open record (where a warm start came from, say).
         timing: deadlines and clocks.
+        continues: epoch of the writer that this one stands in for: no newer one may have come between.
     """
 
     run: str
@@ -65,6 +66,7 @@ class WriterSettings:
     compression: str = "auto"
     note: dict[str, Any] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
+    continues: int | None = None
 
 
 class RunWriter:
@@ -123,7 +125,7 @@ class RunWriter:
             run=settings.run,
             owner=settings.owner,
             library=settings.library,
-            retain=lambda head: policy_to_record(settings.retain, head),
+            retain=lambda head: policy_to_record(settings.retain, head, settings.continues),
             note=settings.note,
         )
         reach("open.created")

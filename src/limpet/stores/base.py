@@ -17,6 +17,7 @@ __all__ = [
     "GET_BYTES_MAX",
     "NOT_DURABLE",
     "NO_SPACE",
+    "ORPHANED",
     "Bytes",
     "Entry",
     "KeyExistsError",
@@ -40,6 +41,10 @@ GET_BYTES_MAX = RECORD_BYTES_MAX
 
 NO_SPACE = "no_space"
 """``kind`` of the error of a store that is full: waiting does not help, making room does."""
+
+
+ORPHANED = "orphaned"
+"""``kind`` of the ``HeldError`` for a writer in a process of its own whose trainer is dead: it leaves by itself."""
 
 
 class KeyMissingError(StoreError):

@@ -20,8 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from limpet.errors import HeldError
+from limpet.stores.base import ORPHANED
 
-__all__ = ["WriterLock"]
+__all__ = ["WriterLock", "work_for"]
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _TAKEN = {errno.EACCES, errno.EAGAIN}
@@ -35,10 +36,16 @@ class _Held:
     def __init__(self) -> None:
         self.guard = threading.Lock()
         self.owners: dict[tuple[int, int], str] = {}
+        self.trainer: int | None = None
 
 
 _held = _Held()
 os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]  # the child holds nothing, the guard included
+
+
+def work_for(trainer_pid: int) -> None:
+    """This process writes for another one: while that one lives, whoever finds the lock taken is told so."""
+    _held.trainer = trainer_pid
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,10 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _write_note(fd: int, owner: str) -> None:
-    note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "owner": owner}).encode()
+    words: dict[str, object] = {"pid": os.getpid(), "host": socket.gethostname(), "owner": owner}
+    if _held.trainer is not None:
+        words["trainer"] = [_held.trainer, _started(_held.trainer)]
+    note = json.dumps(words).encode()
     with suppress(OSError):  # only words for people: a full disk must not stop anyone here
         os.ftruncate(fd, 0)
         os.pwrite(fd, note, 0)
@@ -124,8 +134,31 @@ def _read_note(fd: int) -> dict[str, object]:
     return note if isinstance(note, dict) else {}
 
 
+def _is_orphan(trainer: object) -> bool:
+    """Whether the note of a writer in a process of its own names a trainer that is dead."""
+    if not isinstance(trainer, list) or len(trainer) != 2 or not isinstance(trainer[0], int):
+        return False
+    return trainer[1] is not None and _started(trainer[0]) != trainer[1]
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in the kernel's words (proc(5), field 22 of stat); ``None`` if it has ended, or none tells."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+
+
 def _held_error(url: str, note: dict[str, object]) -> HeldError:
     host = note.get("host")
+    if host == socket.gethostname() and _is_orphan(note.get("trainer")):
+        return HeldError(
+            f"process {note.get('pid', 'unknown')} still commits to {url} what its trainer, which is dead, had staged.",
+            hint="Wait until it has ended, or take over with takeover=True.",
+            kind=ORPHANED,
+        )
     elsewhere = f" on {host}" if host and host != socket.gethostname() else ""
     return HeldError(
         f"another writer of {url} is alive: process {note.get('pid', 'unknown')}{elsewhere},"

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import time
+
+from limpet.engine.memory import default_limit_bytes
+from limpet.engine.slots import MemoryBudget
+from limpet.engine.staging import Copier
+from limpet.loop import EngineLoop
+from limpet.remote.link import Link
+from limpet.workers import Workers
+
+__all__ = ["Threads"]
+
+
+class Threads:
+    """The loop and the threads, and the writer's process if there is to be one, that a run and its children share."""
+
+    def __init__(self, memory_limit: int | None, *, with_process: bool) -> None:
+        self.loop = EngineLoop()
+        self.niced = Workers(2, "limpet-encode", niced=True)
+        self.urgent = Workers(2, "limpet-urgent")
+        self.copier = Copier()
+        self.budget = MemoryBudget(memory_limit if memory_limit is not None else default_limit_bytes())
+        # Started now: a drain at the program's end cannot start any.
+        if not with_process:
+            self.niced.start()
+        self.urgent.start()
+        try:
+            self.link = Link(self.loop.call_soon) if with_process else None
+        except BaseException:
+            self.link = None
+            self.close(0.0)
+            raise
+
+    def close(self, timeout_seconds: float) -> None:
+        """End them all, within about that long."""
+        deadline = time.monotonic() + timeout_seconds
+        if self.link is not None:
+            self.link.end(timeout_seconds)
+        for end in (self.loop.stop, self.niced.close, self.urgent.close):
+            end(max(0.0, deadline - time.monotonic()))
+        self.copier.close()
