@@ -93,9 +93,9 @@ class Channel:
 
     def flush_within(self, seconds: float) -> bool:
         """``flush``, waiting for so long; whether nothing is left."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
         while not self.flush():
+            poll = select.poll()
+            poll.register(self._sock, select.POLLOUT)
             if not poll.poll(seconds * 1000):
                 return False
         return True

@@ -36,7 +36,7 @@ class _Held:
     def __init__(self) -> None:
         self.guard = threading.Lock()
         self.owners: dict[tuple[int, int], str] = {}
-        self.trainer: int | None = None
+        self.trainer: tuple[int, str] | None = None
 
 
 _held = _Held()
@@ -45,7 +45,7 @@ os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]  # the 
 
 def work_for(trainer_pid: int) -> None:
     """This process writes for another one: while that one lives, whoever finds the lock taken is told so."""
-    _held.trainer = trainer_pid
+    _held.trainer = trainer_pid, _started(trainer_pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 def _write_note(fd: int, owner: str) -> None:
     words: dict[str, object] = {"pid": os.getpid(), "host": socket.gethostname(), "owner": owner}
     if _held.trainer is not None:
-        words["trainer"] = [_held.trainer, _started(_held.trainer)]
+        words["trainer"] = _held.trainer
     note = json.dumps(words).encode()
     with suppress(OSError):  # only words for people: a full disk must not stop anyone here
         os.ftruncate(fd, 0)
@@ -138,17 +138,17 @@ def _is_orphan(trainer: object) -> bool:
     """Whether the note of a writer in a process of its own names a trainer that is dead."""
     if not isinstance(trainer, list) or len(trainer) != 2 or not isinstance(trainer[0], int):
         return False
-    return trainer[1] is not None and _started(trainer[0]) != trainer[1]
+    return not trainer[1] or _started(trainer[0]) != trainer[1]
 
 
-def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's words (proc(5), field 22 of stat); ``None`` if it has ended, or none tells."""
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's words (proc(5), field 22 of stat); empty if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+        return ""
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
 def _held_error(url: str, note: dict[str, object]) -> HeldError:
