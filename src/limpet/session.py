@@ -150,8 +150,7 @@ class Session:
             self.store,
             self._writer_settings(marker.run),
             self.queue,
-            niced=self.threads.niced,
-            urgent=self.threads.urgent,
+            encoders=self.threads.encoders,
             emit=self.emit,
         )
         await self.writer.open()

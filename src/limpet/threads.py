@@ -5,9 +5,9 @@ import time
 from limpet.engine.memory import default_limit_bytes
 from limpet.engine.slots import MemoryBudget
 from limpet.engine.staging import Copier
+from limpet.engine.urgency import Encoders
 from limpet.loop import EngineLoop
 from limpet.remote.link import Link
-from limpet.workers import Workers
 
 __all__ = ["Threads"]
 
@@ -17,14 +17,15 @@ class Threads:
 
     def __init__(self, memory_limit: int | None, *, with_process: bool) -> None:
         self.loop = EngineLoop()
-        self.niced = Workers(2, "limpet-encode", niced=True)
-        self.urgent = Workers(2, "limpet-urgent")
+        self.encoders = Encoders()
+        self.urgent = self.encoders.urgent
         self.copier = Copier()
         self.budget = MemoryBudget(memory_limit if memory_limit is not None else default_limit_bytes())
         # Started now: a drain at the program's end cannot start any.
-        if not with_process:
-            self.niced.start()
-        self.urgent.start()
+        if with_process:
+            self.urgent.start()
+        else:
+            self.encoders.start()
         try:
             self.link = Link(self.loop.call_soon) if with_process else None
         except BaseException:
@@ -37,6 +38,6 @@ class Threads:
         deadline = time.monotonic() + timeout_seconds
         if self.link is not None:
             self.link.end(timeout_seconds)
-        for end in (self.loop.stop, self.niced.close, self.urgent.close):
+        for end in (self.loop.stop, *self.encoders.closers):
             end(max(0.0, deadline - time.monotonic()))
         self.copier.close()

@@ -24,6 +24,7 @@ import limpet.writing
 from limpet.engine import encode, index, log, opening, reader, save, staging, upload
 from limpet.engine.slots import MemoryBudget
 from limpet.engine.staging import Copier
+from limpet.engine.urgency import Encoders
 from limpet.format import chunks, layout
 from limpet.format.record import Writer
 from limpet.pending import Completion
@@ -148,7 +149,8 @@ class SimThreads:
 
     def __init__(self, process: Process, rng: Random) -> None:
         self.loop = SimEngine(process, rng)
-        self.niced = SimWorkers(process, rng)
-        self.urgent = SimWorkers(process, rng)
+        self.link = None
+        self.encoders = Encoders(*(SimWorkers(process, rng) for _ in range(3)))
+        self.urgent = self.encoders.urgent
         self.copier = Copier()
         self.budget = MemoryBudget(1 << 30)

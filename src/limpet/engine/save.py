@@ -33,6 +33,7 @@ class Save:
         supersedable: whether a newer one may replace it while it waits.
         paced: whether it may be held back a little, so that a tight loop is no stream of requests.
         urgent: whether its caller waits for the commit.
+        share_encoded: of its bytes, 0 to 1.
         snapshot: set once staged.
         called: monotonic time of the call.
         stalled_seconds: how long the caller was held up.
@@ -48,6 +49,7 @@ class Save:
     supersedable: bool = True
     paced: bool = True
     urgent: bool = False
+    share_encoded: float = 0.0
     snapshot: Snapshot | None = None
     called: float = field(default_factory=time.monotonic)
     stalled_seconds: float = 0.0

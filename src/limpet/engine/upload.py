@@ -254,6 +254,7 @@ class Upload:
         async with aclosing(self._batches(start)) as batches:
             async for _, batch in batches:
                 part, offset = self._place(batch, key, offset)
+                self.save.share_encoded = len(self._placed) / len(self._snapshot.plan.chunks)
                 if part:
                     yield part
                     reach("save.part_sent")

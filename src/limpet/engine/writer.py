@@ -25,6 +25,7 @@ from limpet.engine.reader import Reader
 from limpet.engine.save import Save, SaveQueue
 from limpet.engine.timing import Timing
 from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
+from limpet.engine.urgency import Encoders, urgency
 from limpet.errors import LimpetError, NotFoundError, StoreError
 from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded, warn_gently
 from limpet.failpoints import reach
@@ -39,8 +40,6 @@ from limpet.workers import Workers
 __all__ = ["RunWriter", "WriterSettings"]
 
 _IN_FLIGHT_BYTES = 96 << 20
-_MAX_LAG_SECONDS = 30.0
-"""A save older than this is encoded at full priority."""
 _SWEEP_AGAIN_SECONDS = 60.0
 
 
@@ -76,7 +75,7 @@ class RunWriter:
         store: the run's root.
         settings: plain data.
         queue: where callers put their saves.
-        niced, urgent: threads to encode on, in the background and when somebody waits.
+        encoders: threads to encode on.
         emit: tells the hooks.
     """
 
@@ -86,19 +85,17 @@ class RunWriter:
         settings: WriterSettings,
         queue: SaveQueue,
         *,
-        niced: Workers,
-        urgent: Workers,
+        encoders: Encoders,
         emit: Callable[[Event], None],
     ) -> None:
         self._store = store
         self._settings = settings
         self._queue = queue
-        self._niced = niced
-        self._urgent = urgent
+        self._encoders = encoders
         self._emit = emit
         self.live = LiveSet()
         self.committed: tuple[CheckpointInfo, ...] = ()
-        self.reader = Reader(store, urgent)
+        self.reader = Reader(store, encoders.urgent)
         self._bases = Bases(store, settings.timing)
         self._chooser = CodecChooser(settings.compression)
         self._log_lock = anyio.Lock()
@@ -291,8 +288,9 @@ class RunWriter:
         self._emit(Failed(save.step, error))
 
     def _workers_for(self, save: Save) -> Workers:
-        urgent = self._queue.hurried or save.urgent or save.elapsed() > _MAX_LAG_SECONDS
-        return self._urgent if urgent else self._niced
+        if self._queue.hurried or save.urgent:
+            return self._encoders.urgent
+        return self._encoders.at(urgency(save.elapsed(), save.share_encoded))
 
     async def _tidy(self) -> None:
         """Sweep when something's grace is over."""

@@ -13,6 +13,7 @@ from limpet.engine.opening import claim_root, take_writer_lock
 from limpet.engine.save import Save, SaveQueue
 from limpet.engine.timing import Timing
 from limpet.engine.upload import Uploaded
+from limpet.engine.urgency import Encoders
 from limpet.engine.writer import RunWriter, WriterSettings
 from limpet.errors import StoreError
 from limpet.events import Committed, Event, Failed, Opened, Retried, Superseded
@@ -24,7 +25,6 @@ from limpet.remote.handed import Handed, Loan, save_from
 from limpet.remote.memory import ViewedMemory
 from limpet.stores.retry import Retrying
 from limpet.types import Outcome, Receipt
-from limpet.workers import Workers
 
 __all__ = ["HostedRun", "Turns"]
 
@@ -119,7 +119,7 @@ class HostedRun:
     Args:
         message: which run, and how.
         store: its root.
-        niced, urgent: threads to encode on.
+        encoders: threads to encode on.
         tell: sends a message.
         tell_first: sends a message, and returns once it has left.
         bereft: whether the trainer is dead.
@@ -130,16 +130,14 @@ class HostedRun:
         message: said.OpenRun,
         store: Retrying,
         *,
-        niced: Workers,
-        urgent: Workers,
+        encoders: Encoders,
         tell: Callable[[said.FromWriter], None],
         tell_first: Callable[[said.FromWriter], None],
         bereft: Callable[[], bool],
     ) -> None:
         self.number = message.run
         self.store = store
-        self.urgent = urgent
-        self.niced = niced
+        self.encoders = encoders
         self.queue = Turns(lambda error: tell(said.RunClosed(self.number, fault_of(error))))
         self._message = message
         self._tell = tell
@@ -181,7 +179,7 @@ class HostedRun:
                 timing=timing,
                 continues=message.continues,
             )
-            writer = _Writer(self.store, settings, self.queue, niced=self.niced, urgent=self.urgent, emit=self._emit)
+            writer = _Writer(self.store, settings, self.queue, encoders=self.encoders, emit=self._emit)
             writer.applied = lambda record: self._tell(said.Recorded(self.number, record))
             writer.intends = self._intends
             await writer.open()

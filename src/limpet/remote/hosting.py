@@ -22,6 +22,7 @@ import anyio
 import numpy as np
 
 from limpet.engine.slots import Bytes8
+from limpet.engine.urgency import Encoders
 from limpet.remote import messages as said
 from limpet.remote.channel import Channel, Packet
 from limpet.remote.faults import fault_of
@@ -31,7 +32,6 @@ from limpet.remote.memory import ViewedMemory
 from limpet.remote.place import store_at
 from limpet.stores.local_lock import work_for
 from limpet.stores.retry import Retrying
-from limpet.workers import Workers
 
 __all__ = ["host"]
 
@@ -62,8 +62,7 @@ class _Host:
 
     def __init__(self, sock: socket.socket) -> None:
         self._channel = Channel(sock, self._flush_later)
-        self._niced = Workers(2, "limpet-encode", niced=True)
-        self._urgent = Workers(2, "limpet-urgent")
+        self._encoders = Encoders()
         self._slots: dict[int, ViewedMemory] = {}
         self._runs: dict[int, HostedRun] = {}
         self._root: Retrying | None = None
@@ -142,8 +141,7 @@ class _Host:
         run = HostedRun(
             message,
             store,
-            niced=self._niced,
-            urgent=self._urgent,
+            encoders=self._encoders,
             tell=self._tell,
             tell_first=self._tell_first,
             bereft=lambda: self._bereft,

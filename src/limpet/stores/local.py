@@ -32,7 +32,7 @@ from limpet.stores.local_objects import (
     settle_file,
 )
 from limpet.stores.local_reserve import Reserve
-from limpet.workers import Workers
+from limpet.workers import STEADY_NICE, Workers
 
 __all__ = ["LocalStore"]
 
@@ -47,7 +47,7 @@ class _Lanes:
 
     def __init__(self, files: FileOps, root: str) -> None:
         self.control = Workers(1, "limpet-files")
-        self.data = Workers(1, "limpet-packs", niced=True)
+        self.data = Workers(1, "limpet-packs", nice=STEADY_NICE)
         self.reads = Workers(2, "limpet-reads")
         self.control_folders = Folders(files, root)
         self.data_folders = Folders(files, root)

@@ -18,7 +18,7 @@ from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyMissingError, che
 from limpet.stores.lanes import end_lanes, refuse_after_fork, use_client
 from limpet.stores.object_errors import object_error
 from limpet.stores.probe import prove_creates
-from limpet.workers import Workers
+from limpet.workers import STEADY_NICE, Workers
 
 if TYPE_CHECKING:
     from obstore import AsyncWritableFile
@@ -71,7 +71,7 @@ class _Lane:
     """The thread that copies for a store and its children; the last one to close ends it."""
 
     def __init__(self) -> None:
-        self.workers = Workers(1, "limpet-parts", niced=True)
+        self.workers = Workers(1, "limpet-parts", nice=STEADY_NICE)
         self.users = 0
 
 
