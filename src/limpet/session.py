@@ -15,7 +15,7 @@ from typing import Any
 from limpet.engine.capture import clear_stale_spools
 from limpet.engine.memory import default_limit_bytes
 from limpet.engine.opening import View, claim_root
-from limpet.engine.save import OnBusy, SaveQueue
+from limpet.engine.queue import OnBusy, SaveQueue
 from limpet.engine.slots import MemoryBudget, SlotPool
 from limpet.engine.staging import Copier
 from limpet.engine.timing import Timing

@@ -28,12 +28,12 @@ T = TypeVar("T")
 _LOWEST_NICE = 19
 
 
-def lower_priority() -> None:
-    """Give the calling thread the lowest priority, where the system can do that for one thread."""
+def lower_priority(nice: int = _LOWEST_NICE) -> None:
+    """Give the calling thread a low priority, the lowest by default, where the system can do that for one thread."""
     if sys.platform != "linux":
         return
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
     except OSError:
         return
 
@@ -78,14 +78,16 @@ class Workers:
     Args:
         count: how many threads; they start on first use.
         name: prefix of the threads' names.
-        niced: whether they run at the lowest priority (they must then never hold a lock that
+        niced: whether they run at a low priority (they must then never hold a lock that
             an un-niced thread waits for).
+        nice: how low.
     """
 
-    def __init__(self, count: int, name: str, *, niced: bool = False) -> None:
+    def __init__(self, count: int, name: str, *, niced: bool = False, nice: int = _LOWEST_NICE) -> None:
         self.count = count
         self._name = name
         self._niced = niced
+        self._nice = nice
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.RLock()
@@ -155,7 +157,7 @@ class Workers:
 
     def _work(self) -> None:
         if self._niced:
-            lower_priority()
+            lower_priority(self._nice)
         while (job := self._queue.get()) is not None:
             try:
                 job()
