@@ -175,3 +175,55 @@ def noise(seed: int, nbytes: int = 64 << 10) -> Any:
     import numpy as np
 
     return np.random.default_rng(seed).integers(0, 256, nbytes, dtype=np.uint8)
+
+
+class HeldPieces:
+    """Lazy copies, cut into small pieces, each of which waits until it is let go. ``Copier.copy`` is left alone.
+
+    Args:
+        patch: puts it in its place.
+        piece_bytes: of one piece.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, piece_bytes: int = 64 << 10) -> None:
+        from limpet.engine import lazy, staging
+
+        self.copied = 0
+        self._held = 0
+        self._allowed = 0.0
+        self._changed = threading.Condition()
+        self._copy = lazy.copy_piece
+        patch.setattr(lazy, "copy_piece", self._copy_piece)
+        patch.setattr(staging, "_PIECE_BYTES", piece_bytes)
+
+    def wait_until_held(self) -> None:
+        """Block until a piece waits here."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._held, PATIENCE_SECONDS), "no piece came"
+
+    def let_go(self, pieces: float = float("inf")) -> None:
+        """Let so many more pieces be copied; by default all."""
+        with self._changed:
+            self._allowed += pieces
+            self._changed.notify_all()
+
+    def hold(self) -> None:
+        """Hold every later piece again."""
+        with self._changed:
+            self._allowed = 0.0
+
+    def let_go_and_wait(self, pieces: int) -> None:
+        """The same, and block until they are copied and another one waits."""
+        self.let_go(pieces)
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self._allowed and self._held, PATIENCE_SECONDS), "no piece came"
+
+    def _copy_piece(self, target: Any, source: Any) -> None:
+        with self._changed:
+            self._held += 1
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._allowed >= 1, PATIENCE_SECONDS), "never let go"
+            self._allowed -= 1
+            self._held -= 1
+            self.copied += 1
+        self._copy(target, source)

@@ -9,11 +9,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from limpet.engine.save import OnBusy
+from limpet.engine.queue import OnBusy
 from limpet.events import Hook
 from limpet.format.interval import Interval
 from limpet.format.layout import child_prefix
 from limpet.format.retention import Policy
+from limpet.lazy import Mutating
 from limpet.loop import drive, drive_async
 from limpet.owner import check_rank, default_owner
 from limpet.pending import PendingWrite
@@ -59,6 +60,8 @@ class Checkpointer(Writing):
             writer and reader of the run, from its first record on. ``start_from`` must be signed with it too.
         engine: where encoding and writing happen: in ``"thread"``s of this process, or in a ``"process"`` of its own,
             which shares no interpreter lock with the loop, and commits what was staged even if this process is killed.
+        check: for debugging: a lazy save whose state is changed before it was staged fails, and names the leaves. Each
+            of them is hashed in the call, and the save waits up to a second for somebody to ask whether it is staged.
 
     Raises:
         UsageError: a setting is wrong, or two contradict each other.
@@ -83,6 +86,7 @@ class Checkpointer(Writing):
         hooks: Sequence[Hook] = (),
         key: bytes | None = None,
         engine: Engine = "thread",
+        check: bool = False,
     ) -> None:
         check_rank()
         settings = Settings(
@@ -98,6 +102,7 @@ class Checkpointer(Writing):
             start_from=None if start_from is None else start_text(start_from),
             allow_pickle=allow_pickle,
             hooks=hooks,
+            check=check,
             storage={} if storage is None else storage,
             key=key,
             engine=engine,
@@ -140,8 +145,8 @@ class Checkpointer(Writing):
             meta: JSON values of up to 64 KiB together, for ``best``, retention and people.
             pin: retention must keep this one.
             durable: return after the commit.
-            lazy: return at once and copy in the background; the state must not change until
-                ``pending.staged.wait()`` has returned.
+            lazy: return at once; leaves of 256 KiB and more are copied in the background, and must not change
+                before ``pending.staged.wait()`` has returned, or outside of ``mutating()``.
 
         Returns:
             A handle; its ``result()`` waits until this state, or a newer one, is durable.
@@ -152,7 +157,8 @@ class Checkpointer(Writing):
             FencedError: a newer attempt owns the run.
             LimpetError: an earlier save failed and nobody had looked; this state was staged all the same.
         """
-        return drive(self._write(state, Request(step, meta, pin=pin, durable=durable, lazy=lazy)))
+        request = Request(step, meta, pin=pin, durable=durable, lazy=lazy)
+        return drive(self._write_lazily(state, request) if lazy else self._write(state, request))
 
     async def write_async(
         self,
@@ -169,7 +175,16 @@ class Checkpointer(Writing):
         Structure and small leaves are taken before the first await; big leaves must not change until it returns.
         """
         request = Request(step, meta, pin=pin, durable=durable, lazy=lazy, off_thread=True)
-        return await drive_async(self._write(state, request))
+        return await drive_async(self._write_lazily(state, request) if lazy else self._write(state, request))
+
+    def mutating(self) -> Mutating:
+        """A block that changes the state: it begins once no lazy save of this run, or of its children, needs it as it is.
+
+        ``with cp.mutating(): optimizer.step()`` waits only for what is not copied yet, microseconds if that is nothing,
+        and raises no error of a save. A lazy write in the block is refused. ``async with`` waits without stalling the
+        event loop. It makes no lock: two blocks may run side by side.
+        """
+        return Mutating(self._lazies)
 
     def save(
         self,

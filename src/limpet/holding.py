@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from limpet.engine.opening import View
 from limpet.engine.reader import Reader
@@ -14,8 +15,10 @@ from limpet.engine.save import Save
 from limpet.engine.timing import Timing
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.events import Event
-from limpet.finding import Source
-from limpet.loop import EngineLoop, Operation, Wait, in_thread, insist
+from limpet.finding import Source, Wanted
+from limpet.format.assemble import MISSING
+from limpet.lazy import LazySaves, Mutating
+from limpet.loop import EngineLoop, Operation, Wait, in_thread
 from limpet.pending import Completion, PendingWrite, engine_threads
 from limpet.reading import Reading
 from limpet.remote.messages import Place
@@ -80,7 +83,7 @@ class Holding(Reading):
         self._opening = threading.RLock()
         self._opened: Completion[None] | None = None
         self._throttle = Throttle(settings.every)
-        self._lazy: Completion[None] | None = None
+        self._lazies: LazySaves = LazySaves(None if parent is None else parent._lazies)
         self._warm: WarmStart | None = None
         self._last_committed: tuple[CheckpointInfo, ...] = ()
 
@@ -119,6 +122,16 @@ class Holding(Reading):
         if self._warm is None and start_from is not None:
             self._warm = WarmStart(start_from, self._settings.storage, self, self._settings.key)
         return self._warm
+
+    def _find(self, wanted: Wanted) -> Operation[tuple[Any, CheckpointInfo] | None]:
+        if wanted.into is MISSING:
+            return (yield from super()._find(wanted))
+        filling = Mutating(self._lazies)
+        yield from filling.begin()
+        try:
+            return (yield from super()._find(wanted))
+        finally:
+            filling.end()
 
     def _closed_error(self) -> UsageError:
         return UsageError(f"the checkpointer of {self._store.url} is closed.", hint="Open a new one.", kind="closed")
@@ -248,8 +261,6 @@ class Holding(Reading):
         problems: list[BaseException] = []
         for child in self._children:
             problems += yield from _outcome(child._close(_left(deadline)))
-        if self._lazy is not None:
-            problems += yield from _outcome(insist(Wait(self._lazy, _left(deadline), shielded=True)))
         session.before_drain()
         if self._warm is not None:
             problems += yield from _outcome(self._warm.end())

@@ -22,7 +22,7 @@ from limpet.workers import refuse_reentry
 if TYPE_CHECKING:
     from limpet.types import Receipt
 
-__all__ = ["Completion", "PendingWrite", "Phase", "Staging", "Unseen", "engine_threads"]
+__all__ = ["Completion", "PendingWrite", "Phase", "Staging", "Unseen", "check_may_block", "engine_threads"]
 
 T = TypeVar("T")
 _lock = threading.RLock()
@@ -43,8 +43,16 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _check_may_block(forks: int) -> None:
-    if forks != _forks:
+def check_may_block(forks: int | None = None) -> None:
+    """Refuse to wait where it could never end.
+
+    Args:
+        forks: ``_forks`` where the work was begun, if that must have been in this process.
+
+    Raises:
+        UsageError: the work goes on in another process, or needs the very thread that would wait.
+    """
+    if forks is not None and forks != _forks:
         raise UsageError(
             "this save was begun in the process that this one was forked from, and is written there.",
             hint="Wait for it there.",
@@ -200,27 +208,30 @@ def _in_trio(trio: Any) -> bool:
 class Staging:
     """Whether a state has been copied: ``wait()`` in threads, ``await`` in coroutines."""
 
-    __slots__ = ("_completion", "_forks")
+    __slots__ = ("_completion", "_forks", "_hurry")
 
-    def __init__(self, completion: Completion[None], forks: int | None = None) -> None:
+    def __init__(
+        self, completion: Completion[None], forks: int | None = None, hurry: Callable[[], None] | None = None
+    ) -> None:
         self._completion = completion
         self._forks = _forks if forks is None else forks
+        self._hurry = hurry
 
     def done(self) -> bool:
         """Whether the state may be changed."""
         return self._completion.done()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Block until the state may be changed.
+        """Block until the state may be changed; what is still to copy is copied at full speed.
 
         Args:
             timeout: in seconds; ``None`` waits for ever.
 
         Raises:
             TimeoutError: it took longer.
+            LimpetError: the copy failed; the state may be changed.
         """
-        if not self._completion.done():
-            _check_may_block(self._forks)
+        self._want()
         if not self._completion.wait(timeout):
             raise TimeoutError(f"the state was not staged within {timeout} s")
         self._completion.get()
@@ -229,10 +240,15 @@ class Staging:
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> None:
-        if not self._completion.done():
-            _check_may_block(self._forks)
+        self._want()
         await self._completion.wait_async()
         self._completion.get()
+
+    def _want(self) -> None:
+        if not self._completion.done():
+            check_may_block(self._forks)
+            if self._hurry is not None:
+                self._hurry()
 
 
 class Phase:
@@ -253,7 +269,7 @@ class PendingWrite:
     the next ``write``, and at the latest by ``close``.
     """
 
-    __slots__ = ("__weakref__", "_completion", "_forks", "_seen", "_staged", "phase", "step")
+    __slots__ = ("__weakref__", "_completion", "_forks", "_hurry", "_seen", "_staged", "phase", "step")
 
     def __init__(self, step: int | None) -> None:
         self.step = step
@@ -262,11 +278,16 @@ class PendingWrite:
         self._staged: Completion[None] = Completion()
         self._seen = False
         self._forks = _forks
+        self._hurry: Callable[[], None] | None = None
 
     @property
     def staged(self) -> Staging:
-        """Waits until the state may be changed; at once, unless the save is lazy."""
-        return Staging(self._staged, self._forks)
+        """Waits until the state may be changed; at once, unless the save is lazy.
+
+        It settles whatever ends the save: a newer one that takes its place, a failure, ``close``. The error of a
+        copy that failed is raised here; every other one by ``result()`` alone.
+        """
+        return Staging(self._staged, self._forks, self._hurry)
 
     def done(self) -> bool:
         """Whether the save has ended, well or not."""
@@ -285,8 +306,7 @@ class PendingWrite:
             TimeoutError: it took longer; the save goes on.
             LimpetError: the save failed.
         """
-        if not self._completion.done():
-            _check_may_block(self._forks)
+        self._want()
         if not self._completion.wait(timeout):
             raise TimeoutError(f"{self!r} did not end within {timeout} s; it goes on")
         self._seen = True
@@ -296,11 +316,16 @@ class PendingWrite:
         return self._result_async().__await__()
 
     async def _result_async(self) -> Receipt:
-        if not self._completion.done():
-            _check_may_block(self._forks)
+        self._want()
         await self._completion.wait_async()
         self._seen = True
         return self._completion.get()
+
+    def _want(self) -> None:
+        if not self._completion.done():
+            check_may_block(self._forks)
+            if self._hurry is not None:
+                self._hurry()
 
     def __repr__(self) -> str:
         step = "" if self.step is None else f"step={self.step}, "

@@ -14,7 +14,8 @@ from typing import Any
 
 from limpet.engine.capture import clear_stale_spools
 from limpet.engine.opening import View, claim_root, take_writer_lock
-from limpet.engine.save import OnBusy, Save, SaveQueue
+from limpet.engine.queue import OnBusy, SaveQueue
+from limpet.engine.save import Save
 from limpet.engine.slots import SlotPool, anonymous_memory
 from limpet.engine.timing import Timing
 from limpet.engine.writer import RunWriter, WriterSettings

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, NoReturn, get_args
 
-from limpet.engine.save import OnBusy
+from limpet.engine.queue import OnBusy
 from limpet.errors import UsageError
 from limpet.events import Hook
 from limpet.format.codec import parse_compression
@@ -47,6 +47,7 @@ class Settings:
     storage: Mapping[str, Any] = field(repr=False)
     key: bytes | None = field(default=None, repr=False)
     engine: Engine = "thread"
+    check: bool = False
 
     def __post_init__(self) -> None:
         if self.key is not None:
@@ -68,6 +69,7 @@ class Settings:
             )
         _type_of("takeover", self.takeover, bool, "True or False")
         _type_of("allow_pickle", self.allow_pickle, bool, "True or False")
+        _type_of("check", self.check, bool, "True or False")
         if not isinstance(self.storage, Mapping):  # not shown: it may be a secret
             raise UsageError(
                 f"storage= is a {type(self.storage).__name__}, not a dict.", hint="Give names and values of options."

@@ -9,17 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from limpet.engine.handover import abandon, hand_over_when_copied, set_staged
 from limpet.engine.outline import Outline
 from limpet.engine.save import Save, interrupted
 from limpet.engine.slots import Lease
-from limpet.engine.staging import Draft, Snapshot
+from limpet.engine.staging import Draft
 from limpet.errors import UsageError
 from limpet.events import Staged
-from limpet.failpoints import reach
 from limpet.format import retention
 from limpet.holding import Holding
+from limpet.lazy import Need
 from limpet.loop import Operation, Wait, on_worker
-from limpet.pending import Completion, PendingWrite, Phase
+from limpet.pending import PendingWrite, Phase
 from limpet.session import Session
 from limpet.settings import check_meta, check_step
 from limpet.throttle import HELD_BYTES_MAX
@@ -32,10 +33,11 @@ class Request:
     """What one call of ``write`` asks for.
 
     Attributes:
+        need: of a lazy write, which holds off whoever would change the state.
         off_thread: copy big leaves on another thread, because the caller's runs an event loop.
     """
 
-    __slots__ = ("durable", "lazy", "meta", "off_thread", "pin", "started", "step")
+    __slots__ = ("durable", "lazy", "meta", "need", "off_thread", "pin", "started", "step")
 
     def __init__(
         self, step: object, meta: object, *, pin: bool, durable: bool, lazy: bool = False, off_thread: bool = False
@@ -46,6 +48,7 @@ class Request:
         self.pin = pin
         self.durable = durable
         self.lazy = lazy
+        self.need: Need | None = None
         self.off_thread = off_thread
         if lazy and durable:
             raise UsageError("lazy=True returns at once and durable=True waits for the commit: choose one.")
@@ -58,14 +61,12 @@ class Writing(Holding):
 
     def _write(self, state: Any, request: Request) -> Operation[PendingWrite]:
         outline: Outline | None = None
-        if request.off_thread and (self._session is None or not _settled(self._lazy)):
+        if request.off_thread and self._session is None:
             self._check_usable()
             outline = self._outline(state)
             outline.detach_small()  # something may be awaited now
         yield from self._ready()
         session = self._open_session
-        if self._lazy is not None:
-            yield Wait(self._lazy)  # commits follow the order of the calls
         retention.check(session.writer.policy, request.step)
         if not self._throttle.passes(request.step, forced=request.pin or request.durable):
             return self._throttled(session, state, outline, request)
@@ -84,6 +85,13 @@ class Writing(Holding):
             save.handle._seen = True
             save.handle._completion.get()
         return save.handle
+
+    def _write_lazily(self, state: Any, request: Request) -> Operation[PendingWrite]:
+        need = request.need = self._lazies.enter()
+        try:
+            return (yield from self._write(state, request))
+        finally:
+            self._lazies.leave(need)
 
     def _accept(self, session: Session, save: Save, draft: Draft, request: Request) -> Operation[bool]:
         """Admit and stage a save; ``False`` if it was skipped."""
@@ -106,7 +114,7 @@ class Writing(Holding):
         except BaseException as error:
             if isinstance(error, Exception):
                 if save.claim_copy():
-                    self._abandon(session, save, draft, lease, error)
+                    abandon(session.queue, save, draft, lease, error)
             else:  # as in the copy itself: older saves have given up their places for this one
                 self._copy(session, save, draft, lease)
             raise
@@ -175,6 +183,8 @@ class Writing(Holding):
         save.supersedable = not (request.pin or request.durable or self._kept_for_its_own_sake(session, save, draft))
         save.paced = save.supersedable and self._settings.on_busy != "wait"
         save.urgent = request.durable
+        if request.need is not None:
+            request.need.handle = save.handle
         return save
 
     def _kept_for_its_own_sake(self, session: Session, save: Save, draft: Draft) -> bool:
@@ -213,8 +223,19 @@ class Writing(Holding):
         def copy() -> None:
             self._copy(session, save, draft, lease)
 
-        if request.lazy:
-            self._lazy = on_worker(session.threads.urgent, copy)
+        if request.need is not None:
+            copying = session.threads.copier.lazily(draft, lease, self._lazies.volatile())
+            hand_over_when_copied(
+                session.queue,
+                save,
+                draft,
+                copying,
+                push=session.push,
+                tell=session.tell,
+                check=self._settings.check,
+            )
+            if request.need.wanted:
+                copying.hurry()
         elif request.off_thread and draft.plan.slot_bytes > HELD_BYTES_MAX:
             draft.detach_small()
             copied = on_worker(session.threads.urgent, copy)
@@ -233,6 +254,8 @@ class Writing(Holding):
     def _copy(self, session: Session, save: Save, draft: Draft, lease: Lease) -> None:
         """Copy the state, and hand it to the engine; on any thread."""
         interruption: BaseException | None = None
+        if save.copying is not None and not save.copying.pause():
+            return  # it was copied lazily, and handed over, before the interruption of the call came here
         try:
             if not save.claim_copy():
                 return  # the call that asked for it was interrupted
@@ -245,7 +268,7 @@ class Writing(Holding):
                 # The place of an older save may be taken already, and the state is still as it was: finish first.
                 self._hand_over(session, save, draft, lease)
         except BaseException as error:
-            self._abandon(session, save, draft, lease, error)
+            abandon(session.queue, save, draft, lease, error)
             raise
         session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
         if interruption is not None:
@@ -255,19 +278,9 @@ class Writing(Holding):
         """Copy and push; one that was interrupted may be repeated."""
         if not save.handle._staged.done():  # after that, the memory may be the engine's
             session.threads.copier.copy(draft, lease)
-            save.snapshot = Snapshot(draft, lease)
-            save.stalled_seconds = save.staged_seconds = save.elapsed()
-            reach("save.staged")
-            save.handle._staged.set_result(None)
+            save.stalled_seconds = save.elapsed()
+            set_staged(save, draft, lease)
         session.push(save)
-
-    def _abandon(self, session: Session, save: Save, draft: Draft, lease: Lease, error: BaseException) -> None:
-        """Take back a save that was admitted and not pushed; one that was pushed goes on."""
-        error = interrupted(error)
-        if session.queue.abandon(save, error):
-            lease.release()
-            draft.discard()
-            save.handle._staged.set_error(error)
 
     def _throttled(self, session: Session, state: Any, outline: Outline | None, request: Request) -> PendingWrite:
         """A write that ``every=`` does not let pass; a small state is held for ``close`` all the same."""
@@ -331,8 +344,6 @@ class Writing(Holding):
         yield from self._ready()
         session = self._open_session
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self._lazy is not None:
-            yield Wait(self._lazy, timeout_seconds=timeout)
         idle = yield from session.wait_idle(None if deadline is None else max(0.0, deadline - time.monotonic()))
         failed = session.unseen.take()
         if failed is not None:
@@ -351,7 +362,3 @@ def _aside(session: Session, wait: Wait, request: Request) -> Operation[None]:
     finally:
         if request.off_thread:
             session.entered.add(this_thread)
-
-
-def _settled(completion: Completion[None] | None) -> bool:
-    return completion is None or completion.done()

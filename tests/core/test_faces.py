@@ -14,8 +14,8 @@ import limpet
 from limpet import Checkpointer, Run, UsageError
 from limpet.stores.memory import MemoryStore
 
-AT_ONCE = {"child"}
-"""Calls that wait for nothing have no twin."""
+AT_ONCE = {"child", "mutating"}
+"""Calls that wait for nothing have no twin; nor has a block that may be entered with ``async with``."""
 
 
 def methods(cls):

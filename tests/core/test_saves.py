@@ -425,21 +425,6 @@ def test_a_write_that_is_cancelled_while_another_opens_the_run_does_not_disturb_
     run_async(main)
 
 
-def test_a_write_that_is_cancelled_while_a_lazy_one_is_copied_was_never_accepted(run_async):
-    """S5."""
-
-    async def main():
-        async with checkpointer_over(MemoryStore(), on_busy="wait") as cp:
-            slow = cp._session.threads.copier = SlowCopies(cp._session.threads.copier)
-            await cp.write_async(noise(1, BIG), step=1, lazy=True)
-            assert await cancel_when(anyio.lowlevel.checkpoint, cp.write_async, b"second")
-            slow.go.set()
-            await cp.wait_async()
-            assert [info.step for info in await cp.checkpoints_async()] == [1]
-
-    run_async(main)
-
-
 # S6: the script ends right after a save
 
 
@@ -955,48 +940,6 @@ def test_a_handle_can_be_awaited_on_both_libraries_and_from_several_tasks(run_as
             assert [receipt.step for receipt in receipts] == [1, 1, 1]
 
     run_async(main)
-
-
-# Lazy staging
-
-
-def test_a_lazy_write_returns_before_the_state_is_copied():
-    with checkpointer_over(MemoryStore()) as cp:
-        slow = cp._session.threads.copier = SlowCopies(cp._session.threads.copier)
-        state = noise(1, BIG)
-        pending = cp.write(state, step=1, lazy=True)
-        assert not pending.staged.done()
-        assert repr(pending) == "<PendingWrite step=1, staging>"
-        with pytest.raises(TimeoutError):
-            pending.staged.wait(0.01)
-        slow.go.set()
-        pending.staged.wait(10)
-        state[:] = 0
-        pending.result(10)
-        assert np.array_equal(cp.read(), noise(1, BIG))
-
-
-def test_a_write_after_a_lazy_one_is_committed_after_it():
-    with checkpointer_over(MemoryStore(), on_busy="wait") as cp:
-        slow = cp._session.threads.copier = SlowCopies(cp._session.threads.copier)
-        first = cp.write(noise(1, BIG), step=1, lazy=True)
-        threading.Timer(0.05, slow.go.set).start()
-        second = cp.write(b"2", step=2)
-        assert first.result(10).seq < second.result(10).seq
-
-
-def test_close_waits_for_a_lazy_write():
-    store = MemoryStore()
-    with checkpointer_over(store) as cp:
-        slow = cp._session.threads.copier = SlowCopies(cp._session.threads.copier)
-        cp.write(noise(1, BIG), lazy=True)
-        threading.Timer(0.05, slow.go.set).start()
-    assert np.array_equal(reopened(store), noise(1, BIG))
-
-
-def test_lazy_and_durable_contradict_each_other():
-    with checkpointer_over(MemoryStore()) as cp, pytest.raises(UsageError, match="lazy"):
-        cp.write(b"", lazy=True, durable=True)
 
 
 # Ending

@@ -204,8 +204,9 @@ async def scenario(call: Call, canceller: Canceller, url: str, files: Path, *, o
     state = state_of(2, call.nbytes)
     outcome = await canceller.run(lambda: call.begin(cp, state, files))
     assert outcome in ("done", "cancelled") or not opened, outcome
-    if call.name == "write-lazy" and cp._lazy is not None:
-        await anyio.to_thread.run_sync(cp._lazy.wait, PATIENCE_SECONDS)
+    if call.name == "write-lazy":
+        async with cp.mutating():
+            pass
     spoil(state)
     if cp._closed:
         was_staged = any(isinstance(event, Staged) and event.step == 2 for event in events)

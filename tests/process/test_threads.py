@@ -9,6 +9,7 @@ import pytest
 from tests.support import PATIENCE_SECONDS, RunAsync, checkpointer_over
 
 from limpet import Checkpointer, UsageError
+from limpet.engine import lazy
 from limpet.loop import EngineLoop, on_worker
 from limpet.pending import Completion
 from limpet.stores.memory import MemoryStore
@@ -92,10 +93,9 @@ def test_a_worker_survives_a_job_that_raises(monkeypatch):
 def test_a_save_whose_copying_thread_dies_fails_and_the_next_one_goes_through(monkeypatch):
     cp = checkpointer_over(MemoryStore())
     cp.write(b"first", step=0, durable=True)
-    copier = cp._session.threads.copier
     with monkeypatch.context() as patched:
-        patched.setattr(copier, "copy", lambda *_: (_ for _ in ()).throw(SystemExit))
-        pending = cp.write(bytes(100_000), step=1, lazy=True)
+        patched.setattr(lazy, "copy_piece", lambda *_: (_ for _ in ()).throw(SystemExit))
+        pending = cp.write(bytearray(300_000), step=1, lazy=True)
         with pytest.raises(Exception, match="not staged"):
             pending.staged.wait(PATIENCE_SECONDS)
     with pytest.raises(Exception, match="not staged"):

@@ -10,19 +10,24 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from limpet.engine.capture import Spool, read_slice
+from limpet.engine.lazy import Copying, Crew, Piece, copy_piece
 from limpet.engine.slots import Bytes8, Lease
+from limpet.format.buffers import raw_view
 from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, plan_chunks
 from limpet.format.tree import Buffer, FileSlice, FlatTree
 from limpet.workers import Workers
 
-__all__ = ["Copier", "Draft", "Snapshot", "detach_small"]
+__all__ = ["Copier", "Draft", "Snapshot", "Volatile", "detach_small"]
+
+Volatile: TypeAlias = Callable[[int, int], bool]
 
 _PIECE_BYTES = 8 << 20
 _PARALLEL_FROM_BYTES = 4 << 20
@@ -128,38 +133,72 @@ class Snapshot:
 
 
 class Copier:
-    """Copies buffers into slots with the caller's thread and a few helpers."""
+    """Copies buffers into slots with the caller's thread and a few helpers, or behind the caller's back."""
 
     def __init__(self) -> None:
-        helpers = min(4, os.cpu_count() or 1) - 1
-        self._helpers = Workers(helpers, "limpet-copy") if helpers else None
+        cores = os.cpu_count() or 1
+        self._alone = cores == 1
+        self._helpers = Workers(max(1, min(4, cores) - 1), "limpet-copy")
+        self._crew = Crew(self._helpers)
 
     def copy(self, draft: Draft, lease: Lease) -> None:
         """Copy everything that ``draft`` must own into ``lease``'s memory; blocks until it is done."""
-        buffers = draft.tree.buffers
-        memory = lease.memory
-        big: deque[tuple[Bytes8, Bytes8]] = deque()
-        for index, offset in draft.plan.copies:
-            buffer = buffers[index]
-            target = memory[offset : offset + buffer.nbytes]
-            flat = buffer.flat() if buffer.nbytes >= SHARED_BYTES else None
-            if flat is None:
-                _gather(buffer, target)
-            else:
-                big.extend(_pieces(target, flat))
-        self._copy_pieces(big)
+        self._copy_pieces(self._small_ones_first(draft, lease, lambda _first, _end: True, [])[0])
+
+    def lazily(self, draft: Draft, lease: Lease, volatile: Volatile) -> Copying:
+        """Copy what is small, and what may change at any time; the rest is still to begin.
+
+        Args:
+            draft: what to copy.
+            lease: where to.
+            volatile: whether the memory from one address up to another may change before it was copied.
+
+        Returns:
+            What is left to copy; it owns ``draft`` and ``lease`` until it is complete.
+        """
+        buffers: list[int] = []
+        now, later = self._small_ones_first(draft, lease, volatile, buffers)
+        self._copy_pieces(now)
+
+        def release() -> None:
+            lease.release()
+            draft.discard()
+
+        return Copying(later, self._crew, lease, release, buffers)
 
     def close(self) -> None:
         """End the helper threads."""
-        if self._helpers is not None:
-            self._helpers.close()
+        self._crew.close()
+        self._helpers.close()
 
-    def _copy_pieces(self, pieces: deque[tuple[Bytes8, Bytes8]]) -> None:
+    def _small_ones_first(
+        self, draft: Draft, lease: Lease, volatile: Volatile, kept: list[int]
+    ) -> tuple[deque[Piece], deque[Piece]]:
+        """Copy the small buffers; returns the pieces of the volatile ones, and of those ``kept`` for later."""
+        buffers = draft.tree.buffers
+        memory = lease.memory
+        now: deque[Piece] = deque()
+        later: deque[Piece] = deque()
+        for index, offset in draft.plan.copies:
+            buffer = buffers[index]
+            target = memory[offset : offset + buffer.nbytes]
+            if buffer.nbytes < SHARED_BYTES:
+                _gather(buffer, target)
+                continue
+            source, target = _alike(buffer, target)
+            if volatile(*byte_bounds(source)):
+                now.extend(_pieces(target, source))
+            else:
+                later.extend(_pieces(target, source))
+                kept.append(index)
+        return now, later
+
+    def _copy_pieces(self, pieces: deque[Piece]) -> None:
         total = sum(target.nbytes for target, _ in pieces)
-        if self._helpers is None or total < _PARALLEL_FROM_BYTES:
+        if self._alone or total < _PARALLEL_FROM_BYTES:
             _drain(pieces)
             return
-        crew = _Crew(pieces)
+        crew = _Hands(pieces)
         with contextlib.suppress(RuntimeError):  # the main thread has ended, and no thread can be started any more
             for _ in range(self._helpers.count):
                 self._helpers.submit(crew.help_out)
@@ -176,26 +215,45 @@ def _gather(buffer: Buffer, target: Bytes8) -> None:
         buffer.copy_into(target)
 
 
-def _pieces(target: Bytes8, source: Bytes8) -> Sequence[tuple[Bytes8, Bytes8]]:
-    return [
-        (target[start : start + _PIECE_BYTES], source[start : start + _PIECE_BYTES])
-        for start in range(0, target.nbytes, _PIECE_BYTES)
-    ]
+def _alike(buffer: Buffer, target: Bytes8) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A big buffer and its place, as arrays of one shape: in one dimension, unless it must be gathered."""
+    flat = buffer.flat()
+    if flat is not None:
+        return flat, target
+    if not isinstance(buffer.data, np.ndarray):
+        raise TypeError("a FileSlice is streamed, not copied")
+    raw = raw_view(buffer.data)
+    return raw, target.view(raw.dtype).reshape(raw.shape)
 
 
-def _drain(pieces: deque[tuple[Bytes8, Bytes8]]) -> None:
+def _pieces(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> Iterator[Piece]:
+    """Cut a copy along the first axis, and where one row of it is too much, along the next."""
+    if target.nbytes <= _PIECE_BYTES or target.ndim == 0:
+        yield target, source
+        return
+    row_bytes = target.nbytes // len(target)
+    if row_bytes > _PIECE_BYTES and target.ndim > 1:
+        for target_row, source_row in zip(target, source, strict=True):
+            yield from _pieces(target_row, source_row)
+        return
+    rows = max(1, _PIECE_BYTES // row_bytes)
+    for start in range(0, len(target), rows):
+        yield target[start : start + rows], source[start : start + rows]
+
+
+def _drain(pieces: deque[Piece]) -> None:
     while True:
         try:
             target, source = pieces.popleft()
         except IndexError:
             return
-        np.copyto(target, source)
+        copy_piece(target, source)
 
 
-class _Crew:
+class _Hands:
     """The helpers of one copy. Those that have begun are waited for; those that come later find it over."""
 
-    def __init__(self, pieces: deque[tuple[Bytes8, Bytes8]]) -> None:
+    def __init__(self, pieces: deque[Piece]) -> None:
         self._pieces = pieces
         self._busy = 0
         self._over = False

@@ -21,8 +21,9 @@ from limpet.engine.janitor import Janitor
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
 from limpet.engine.log import Head, Log
 from limpet.engine.policy import policy_to_record, report_narrowing
+from limpet.engine.queue import SaveQueue
 from limpet.engine.reader import Reader
-from limpet.engine.save import Save, SaveQueue
+from limpet.engine.save import Save
 from limpet.engine.timing import Timing
 from limpet.engine.upload import Resources, Upload, Uploaded, forget_locals
 from limpet.engine.urgency import Encoders, urgency

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from limpet.engine.opening import claim_root, take_writer_lock
-from limpet.engine.save import Save, SaveQueue
+from limpet.engine.queue import SaveQueue
+from limpet.engine.save import Save
 from limpet.engine.timing import Timing
 from limpet.engine.upload import Uploaded
 from limpet.engine.urgency import Encoders

@@ -16,8 +16,9 @@ import msgspec
 
 from limpet import events
 from limpet.engine.live import Checkpoint, LiveSet, info_of
+from limpet.engine.queue import SaveQueue
 from limpet.engine.reader import Reader
-from limpet.engine.save import Save, SaveQueue
+from limpet.engine.save import Save
 from limpet.engine.slots import Lease
 from limpet.engine.staging import Snapshot
 from limpet.engine.writer import WriterSettings
