@@ -15,6 +15,7 @@ from limpet.engine.timing import Timing
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.events import Event
 from limpet.finding import Source
+from limpet.format.tree import Recall
 from limpet.loop import EngineLoop, Operation, Wait, in_thread, insist
 from limpet.pending import Completion, PendingWrite, engine_threads
 from limpet.reading import Reading
@@ -67,6 +68,7 @@ class Holding(Reading):
         self._opening = threading.RLock()
         self._opened: Completion[None] | None = None
         self._throttle = Throttle(settings.every)
+        self._recall = Recall()
         self._lazy: Completion[None] | None = None
         self._warm: WarmStart | None = None
         self._last_committed: tuple[CheckpointInfo, ...] = ()

@@ -130,7 +130,13 @@ class Writing(Holding):
         return None
 
     def _outline(self, state: Any) -> Outline:
-        return Outline(state, registry=self._registry, allow_pickle=self._allow_pickle, folders=self._spool_folders)
+        return Outline(
+            state,
+            registry=self._registry,
+            allow_pickle=self._allow_pickle,
+            folders=self._spool_folders,
+            recall=self._recall,
+        )
 
     def _draft(self, session: Session, outline: Outline, request: Request) -> Operation[Draft]:
         """Capture files, on another thread if the caller's must not be stalled, and lay everything out."""

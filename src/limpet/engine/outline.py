@@ -13,7 +13,7 @@ from typing import Any
 from limpet.engine.capture import Spool
 from limpet.engine.staging import Draft, detach_small
 from limpet.format.registry import Registry
-from limpet.format.tree import Buffer, flatten
+from limpet.format.tree import Buffer, Recall, flatten
 from limpet.types import Files
 
 __all__ = ["Outline"]
@@ -27,18 +27,25 @@ class Outline:
         registry: user codecs.
         allow_pickle: pickle what nothing else can save.
         folders: where copies of files may lie.
+        recall: remembers the structure of the last state.
 
     Raises:
         UnsupportedLeafError: something in the state cannot be saved.
     """
 
     def __init__(
-        self, state: Any, *, registry: Registry, allow_pickle: bool, folders: Callable[[], Sequence[Path]]
+        self,
+        state: Any,
+        *,
+        registry: Registry,
+        allow_pickle: bool,
+        folders: Callable[[], Sequence[Path]],
+        recall: Recall | None = None,
     ) -> None:
         self._folders = folders
         self._captures: list[tuple[Files, Callable[[Buffer], int], dict[str, Any]]] = []
         self._spool: Spool | None = None
-        self._tree = flatten(state, registry=registry, allow_pickle=allow_pickle, files=self._note)
+        self._tree = flatten(state, registry=registry, allow_pickle=allow_pickle, files=self._note, recall=recall)
 
     @property
     def has_files(self) -> bool:

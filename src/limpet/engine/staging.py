@@ -18,12 +18,15 @@ import numpy as np
 
 from limpet.engine.capture import Spool, read_slice
 from limpet.engine.slots import Bytes8, Lease
-from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, plan_chunks
+from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, Run, plan_chunks
+from limpet.format.structure import Buffers
 from limpet.format.tree import Buffer, FileSlice, FlatTree
 from limpet.workers import Workers
 
 __all__ = ["Copier", "Draft", "Snapshot", "detach_small"]
 
+_JOINED_BYTES_MAX = 8 << 10
+"""Joined pieces are copied twice: above this size, a copy of each by itself is cheaper."""
 _PIECE_BYTES = 8 << 20
 _PARALLEL_FROM_BYTES = 4 << 20
 """Below this, waking another thread costs more than it saves."""
@@ -40,8 +43,12 @@ class Draft:
     @classmethod
     def of(cls, tree: FlatTree, spool: Spool | None = None) -> Draft:
         """Lay out ``tree``; ``spool`` owns the copies of its files."""
-        specs = [BufferSpec(buffer.nbytes, buffer.dtype, _stays(buffer)) for buffer in tree.buffers]
-        return cls(tree, plan_chunks(specs), spool)
+        structure = tree.structure
+        if structure is None:
+            return cls(tree, plan_chunks([_spec(buffer) for buffer in tree.buffers]), spool)
+        if structure.plan is None:
+            structure.plan = plan_chunks([_spec(buffer) for buffer in tree.buffers])
+        return cls(tree, structure.plan, spool)
 
     def detach_small(self) -> None:
         """Copy every small buffer that its owner may change, so that only big ones still belong to the caller."""
@@ -55,7 +62,10 @@ class Draft:
 
 def detach_small(tree: FlatTree) -> None:
     """Copy every small buffer of ``tree`` that its owner may change. Idempotent."""
-    for buffer in tree.buffers:
+    buffers = tree.buffers
+    if not isinstance(buffers, list):
+        buffers = tree.buffers = list(buffers)
+    for buffer in buffers:
         if not buffer.immutable and buffer.nbytes < SHARED_BYTES and not isinstance(buffer.data, FileSlice):
             copy = np.empty(buffer.nbytes, dtype=np.uint8)
             buffer.copy_into(copy)
@@ -63,8 +73,33 @@ def detach_small(tree: FlatTree) -> None:
             buffer.immutable = True
 
 
+def _spec(buffer: Buffer) -> BufferSpec:
+    nbytes = buffer.nbytes
+    if nbytes >= SHARED_BYTES:
+        return BufferSpec(nbytes, buffer.dtype, _stays(buffer))
+    late = _stays(buffer) and not isinstance(buffer.data, FileSlice)
+    return BufferSpec(nbytes, buffer.dtype, late, (late or nbytes <= _JOINED_BYTES_MAX) and buffer.joins, late)
+
+
 def _stays(buffer: Buffer) -> bool:
+    """Whether nobody changes it, so that the writer may read it where it is, and later."""
     return buffer.immutable or isinstance(buffer.data, FileSlice)
+
+
+def _gather(pieces: Sequence[Any], target: Bytes8) -> None:
+    """Copy small pieces of memory, one behind the other, in one native call."""
+    joined = b"".join(pieces)
+    if len(joined) != target.nbytes:
+        raise ValueError(f"{len(joined)} bytes were to fill {target.nbytes}: the state changed while it was copied")
+    target[:] = np.frombuffer(joined, np.uint8)
+
+
+def _raw(buffers: Sequence[Buffer], indices: Sequence[int]) -> list[Any]:
+    """What holds the bytes of some buffers."""
+    if isinstance(buffers, Buffers):
+        data = buffers.data
+        return [data[index] for index in indices]
+    return [buffers[index].data for index in indices]
 
 
 class Snapshot:
@@ -75,20 +110,31 @@ class Snapshot:
         lease: the memory that the copies are in.
     """
 
-    __slots__ = ("_sources", "_spool", "lease", "node", "plan")
+    __slots__ = ("_late", "_late_node", "_sources", "_spool", "lease", "plan")
 
     def __init__(self, draft: Draft, lease: Lease) -> None:
-        self.node: Any = draft.tree.node
+        self._late_node = draft.tree.late_node
         self.plan = draft.plan
         self.lease = lease
         self._spool = draft.spool
         self._sources = {
             chunk.buffer: draft.tree.buffers[chunk.buffer] for chunk in draft.plan.chunks if chunk.buffer >= 0
         }
+        self._late: dict[int, list[tuple[Run, list[Any]]]] = {}
+        for run in draft.plan.runs:
+            if run.late:
+                self._late.setdefault(run.chunk, []).append((run, _pieces_of(run, draft.tree.buffers)))
+
+    @property
+    def node(self) -> Any:
+        """The state's structure, as JSON."""
+        return self._late_node.get()
 
     def read(self, chunk: ChunkSource) -> Bytes8:
         """The raw bytes of ``chunk``: a view where they are in memory, else read from the spooled file."""
         if chunk.buffer < 0:
+            if self._late:
+                self._gather_late(chunk.offset)
             return self.lease.borrow(chunk.offset, chunk.raw_bytes)
         buffer = self._sources[chunk.buffer]
         if isinstance(buffer.data, FileSlice):
@@ -98,10 +144,17 @@ class Snapshot:
             raise AssertionError("only contiguous buffers stay where they are")
         return flat[chunk.offset : chunk.offset + chunk.raw_bytes]
 
+    def _gather_late(self, chunk: int) -> None:
+        """Copy what had time until its chunk is read. Should two threads do it at once, both write the same bytes."""
+        for run, pieces in self._late.get(chunk, ()):
+            _copy_run(run, pieces, self.lease.memory)
+        self._late.pop(chunk, None)
+
     def release(self) -> None:
         """Give memory and spooled files back. Idempotent."""
         self.lease.release()
         self._sources = {}
+        self._late = {}
         if self._spool is not None:
             self._spool.close()
             self._spool = None
@@ -118,13 +171,16 @@ class Copier:
         """Copy everything that ``draft`` must own into ``lease``'s memory; blocks until it is done."""
         buffers = draft.tree.buffers
         memory = lease.memory
+        for run in draft.plan.runs:
+            if not run.late:
+                _copy_run(run, _pieces_of(run, buffers), memory)
         big: deque[tuple[Bytes8, Bytes8]] = deque()
         for index, offset in draft.plan.copies:
             buffer = buffers[index]
             target = memory[offset : offset + buffer.nbytes]
             flat = buffer.flat() if buffer.nbytes >= SHARED_BYTES else None
             if flat is None:
-                _gather(buffer, target)
+                _copy_alone(buffer, target)
             else:
                 big.extend(_pieces(target, flat))
         self._copy_pieces(big)
@@ -149,7 +205,20 @@ class Copier:
             crew.dismiss()
 
 
-def _gather(buffer: Buffer, target: Bytes8) -> None:
+def _pieces_of(run: Run, buffers: Sequence[Buffer]) -> list[Any]:
+    """What ``_copy_run`` needs of the buffers, and nothing else of the state."""
+    return _raw(buffers, run.buffers) if run.joins else [buffers[index] for index in run.buffers]
+
+
+def _copy_run(run: Run, pieces: Sequence[Any], memory: Bytes8) -> None:
+    target = memory[run.offset : run.offset + run.nbytes]
+    if run.joins:
+        _gather(pieces, target)
+    else:
+        _copy_alone(pieces[0], target)
+
+
+def _copy_alone(buffer: Buffer, target: Bytes8) -> None:
     if isinstance(buffer.data, FileSlice):
         target[:] = np.frombuffer(read_slice(buffer.data, 0, buffer.nbytes), dtype=np.uint8)
     else:
