@@ -133,10 +133,15 @@ class Holding(Reading):
         if self._closed or (session is not None and session.ending):
             raise self._closed_error()
 
+    def _is_open(self) -> bool:
+        return self._session is not None
+
     def _ready(self) -> Operation[None]:
         """Open the run if this is the first call; whoever comes meanwhile waits for that."""
         while True:
             self._check_usable()
+            if self._is_open():  # the usual answer: no lock for that
+                return
             with self._opening:
                 refuse_reentry(self._opening)
                 if self._session is not None:

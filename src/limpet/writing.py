@@ -182,7 +182,7 @@ class Writing(Holding):
         if isinstance(policy, retention.Last):
             return False
         candidate = CheckpointInfo(0, save.step, time.time(), draft.plan.raw_bytes, 0, 0, save.meta)
-        return retention.claims(policy, candidate, session.committed)
+        return session.writer.standing.claims(candidate)
 
     def _admit(self, session: Session, save: Save, draft: Draft, request: Request) -> Operation[Lease | None]:
         """A lease, or ``None`` if the write was skipped; waits while the policy says so."""
@@ -247,7 +247,8 @@ class Writing(Holding):
         except BaseException as error:
             self._abandon(session, save, draft, lease, error)
             raise
-        session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
+        if session.settings.hooks:
+            session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
         if interruption is not None:
             raise interruption
 

@@ -174,6 +174,8 @@ class Copier:
         for run in draft.plan.runs:
             if not run.late:
                 _copy_run(run, _pieces_of(run, buffers), memory)
+        if not draft.plan.copies:
+            return
         big: deque[tuple[Bytes8, Bytes8]] = deque()
         for index, offset in draft.plan.copies:
             buffer = buffers[index]

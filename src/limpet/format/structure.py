@@ -24,6 +24,8 @@ __all__ = ["BufferKind", "Buffers", "Structure", "learn"]
 BufferKind: TypeAlias = "tuple[int, bool, str]"
 """What does not change of a ``Buffer``: nbytes, immutable, dtype."""
 
+Picker: TypeAlias = "Callable[[list[Any]], tuple[Any, ...]]"
+
 _LAYOUT = attrgetter("dtype", "shape", "strides")
 _SCALARS: dict[type, Callable[[Any], Node] | None] = {
     bool: None,
@@ -32,6 +34,10 @@ _SCALARS: dict[type, Callable[[Any], Node] | None] = {
     str: encode_text,
 }
 """Leaves that stand in the node themselves, with what encodes them."""
+
+
+def _none(_: list[Any]) -> tuple[Any, ...]:
+    return ()
 
 
 class Buffers(Sequence[Buffer]):
@@ -111,6 +117,11 @@ class Structure:
     _sizes: list[int] = field(default_factory=list)
     _holders: list[int] = field(default_factory=list)
     """Position of the leaf that holds each buffer; 0 where it is made anew."""
+    _pick_scalars: Picker = _none
+    _pick_strings: Picker = _none
+    _pick_arrays: Picker = _none
+    _pick_sized: Picker = _none
+    _pick_holders: Picker = _none
     _jax: list[tuple[int, int, Any]] = field(default_factory=list)
     _wholes: list[_Whole] = field(default_factory=list)
     _tensors: KnownTensors | None = None
@@ -125,7 +136,7 @@ class Structure:
             leaves += found
         if list(map(type, leaves)) != self._types or not self._fits(leaves):
             return None
-        data: Sequence[Any] = _pick(self._holders, leaves)
+        data: Sequence[Any] = self._pick_holders(leaves)
         nodes: dict[int, Node] = {}
         if self._jax or self._wholes or self._tensors is not None:
             data = list(data)
@@ -133,15 +144,15 @@ class Structure:
                 return None
             if self._tensors is not None and not self._tensors.take(leaves, data):
                 return None
-        values = _pick(self._scalars, leaves)
+        values = self._pick_scalars(leaves)
         return lambda: self._node(values, nodes), Buffers(data, self.kinds)
 
     def _fits(self, leaves: list[Any]) -> bool:
-        if self._arrays and not all(map(eq, map(_LAYOUT, _pick(self._arrays, leaves)), self._layouts)):
+        if self._arrays and not all(map(eq, map(_LAYOUT, self._pick_arrays(leaves)), self._layouts)):
             return False
-        if self._strings and max(map(len, _pick(self._strings, leaves))) > INLINE_CHARACTERS:
+        if self._strings and max(map(len, self._pick_strings(leaves))) > INLINE_CHARACTERS:
             return False
-        return list(map(len, _pick(self._sized, leaves))) == self._sizes
+        return list(map(len, self._pick_sized(leaves))) == self._sizes
 
     def _take_jax(self, leaves: list[Any], data: list[Any]) -> bool:
         for position, index, known in self._jax:
@@ -245,6 +256,9 @@ class _Learner:
             if branch.changing:
                 changing.add(branch.position)
                 made._rebuilt.append(branch)
+        made._pick_scalars, made._pick_strings = _picking(made._scalars), _picking(made._strings)
+        made._pick_arrays, made._pick_sized = _picking(made._arrays), _picking(made._sized)
+        made._pick_holders = _picking(made._holders)
         made._walk = [(branch.position, branch.members) for branch in made._branches]
 
     def _visit(self, position: int, depth: int) -> None:
@@ -317,8 +331,11 @@ def _kind(buffer: Buffer) -> BufferKind:
     return buffer.nbytes, buffer.immutable, buffer.dtype
 
 
-def _pick(positions: Sequence[int], leaves: list[Any]) -> tuple[Any, ...]:
+def _picking(positions: Sequence[int]) -> Picker:
+    """What gives the leaves at these positions, in one native call where there are several."""
     if len(positions) > 1:
-        picked: tuple[Any, ...] = itemgetter(*positions)(leaves)
-        return picked
-    return tuple(leaves[position] for position in positions)
+        return itemgetter(*positions)
+    if positions:
+        only = positions[0]
+        return lambda leaves: (leaves[only],)
+    return _none
