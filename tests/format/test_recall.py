@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from limpet import UnsupportedLeafError
 from limpet.engine.slots import MemoryBudget, SlotPool
-from limpet.engine.staging import Copier, Draft, Snapshot
+from limpet.engine.staging import Copier, Draft, Snapshot, detach_small
 from limpet.format.registry import Registry
 from limpet.format.tree import Recall, flatten
 from limpet.types import Files
@@ -339,5 +339,24 @@ def test_copies_of_small_arrays_are_taken_in_the_call(stage):
     snapshot = Snapshot(draft, lease)
     read = b"".join(snapshot.read(chunk).tobytes() for chunk in draft.plan.chunks)
     assert all(array.tobytes() in read for array in expected)
+    snapshot.release()
+    copier.close()
+
+
+def test_what_was_detached_once_is_still_copied_in_the_next_call():
+    """Of a detached state every small leaf counts as immutable: that must not be remembered."""
+    pool, copier, registry, recall = SlotPool(1, MemoryBudget(1 << 30)), Copier(), Registry(), Recall()
+    array = np.zeros(100)
+    flatten([array], registry=registry, recall=recall)
+    first = flatten([array], registry=registry, recall=recall)
+    assert first.structure is not None
+    detach_small(first)
+    Draft.of(first)
+    draft = Draft.of(flatten([array], registry=registry, recall=recall))
+    lease = pool.try_lease(draft.plan.slot_bytes)
+    copier.copy(draft, lease)
+    array[:] = 1
+    snapshot = Snapshot(draft, lease)
+    assert not snapshot.read(draft.plan.chunks[0]).any()
     snapshot.release()
     copier.close()

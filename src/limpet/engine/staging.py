@@ -44,11 +44,13 @@ class Draft:
     def of(cls, tree: FlatTree, spool: Spool | None = None) -> Draft:
         """Lay out ``tree``; ``spool`` owns the copies of its files."""
         structure = tree.structure
-        if structure is None:
-            return cls(tree, plan_chunks([_spec(buffer) for buffer in tree.buffers]), spool)
-        if structure.plan is None:
-            structure.plan = plan_chunks([_spec(buffer) for buffer in tree.buffers])
-        return cls(tree, structure.plan, spool)
+        if structure is not None and structure.plan is not None:
+            return cls(tree, structure.plan, spool)
+        plan = plan_chunks([_spec(buffer) for buffer in tree.buffers])
+        # Of detached buffers even those count as immutable that are not, the next time.
+        if structure is not None and isinstance(tree.buffers, Buffers):
+            structure.plan = plan
+        return cls(tree, plan, spool)
 
     def detach_small(self) -> None:
         """Copy every small buffer that its owner may change, so that only big ones still belong to the caller."""
