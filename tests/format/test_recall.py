@@ -66,13 +66,14 @@ def stage():
         draft = Draft.of(flatten(state, registry=registry, recall=recall, allow_pickle=allow_pickle))
         lease = pool.try_lease(draft.plan.slot_bytes)
         assert lease is not None
-        lease.memory[:] = 0xAA
-        copier.copy(draft, lease)
-        snapshot = Snapshot(draft, lease)
-        chunks = [snapshot.read(chunk).tobytes() for chunk in draft.plan.chunks]
-        made = repr(snapshot.node), draft.plan, chunks, [buffer.dtype for buffer in draft.tree.buffers]
-        snapshot.release()
-        return made
+        try:
+            lease.memory[:] = 0xAA
+            copier.copy(draft, lease)
+            snapshot = Snapshot(draft, lease)
+            chunks = [snapshot.read(chunk).tobytes() for chunk in draft.plan.chunks]
+            return repr(snapshot.node), draft.plan, chunks, [buffer.dtype for buffer in draft.tree.buffers]
+        finally:
+            lease.release()
 
     yield staged
     pool.close()
@@ -112,7 +113,7 @@ def arrays(draw: st.DrawFn) -> Any:
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3), st.just("x" * 1025),
-    st.just("\ud800"), st.binary(max_size=3), st.just(b"y" * 300_000), st.sampled_from(Colour), st.just(date(2026, 1, 2)),
+    st.just("\ud800"), st.binary(max_size=3), st.sampled_from(Colour), st.just(date(2026, 1, 2)),
     st.complex_numbers(), st.builds(np.float32, st.floats(width=32)), st.builds(bytearray, st.binary(max_size=3)),
     st.builds(memoryview, st.binary(max_size=3)), st.builds(random.Random, st.integers(0, 3)),
     st.sets(st.integers(0, 9)), st.builds(Counter, st.text("abc")), arrays(),
@@ -177,7 +178,7 @@ def changed(value: Any, draw: Any) -> Any:
     return value
 
 
-@settings(max_examples=200)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), state=states)
 def test_a_recalled_structure_gives_what_the_whole_walk_gives(data, state, stage):
     registry, recall = registry_of_custom(), Recall()
@@ -236,6 +237,7 @@ def test_new_values_in_the_old_places_are_taken_in(state, change, stage):
         ({"s": "a"}, assign("s", "a" * 1025)),
         ({"b": b"abc"}, assign("b", b"abcd")),
         ([1, 2], lambda state: state.append(3)),
+        (deque([np.arange(6.0)]), lambda state: state.__setitem__(0, np.arange(12.0)[::2])),
         ((1, 2), lambda _: [1, 2]),
         (OrderedDict(a=1), lambda state: setattr(state, "_metadata", {"version": 1})),
         (Point(1, 2), lambda _: (1, 2)),

@@ -86,6 +86,7 @@ class TestTensors:
             lambda state, torch: state["tied"].__setitem__(1, torch.ones(3)),
             lambda state, torch: state.update(w=state["tied"][0][:6].reshape(2, 3)),
             lambda state, torch: state.update(holes=torch.arange(12.0)[::3]),
+            lambda state, torch: state.update(holes=torch.ones(6, 2)[:, 1].clone()),
             lambda state, torch: state.update(dense=torch.ones(4, 3)),
             lambda state, torch: state.update(empty=torch.ones(1, 3)),
             lambda state, torch: state.update(w=torch.ones(2, 3, 2)[..., 0]),

@@ -135,9 +135,10 @@ class Snapshot:
     def read(self, chunk: ChunkSource) -> Bytes8:
         """The raw bytes of ``chunk``: a view where they are in memory, else read from the spooled file."""
         if chunk.buffer < 0:
+            view = self.lease.borrow(chunk.offset, chunk.raw_bytes)
             if self._late:
-                self._gather_late(chunk.offset)
-            return self.lease.borrow(chunk.offset, chunk.raw_bytes)
+                self._gather_late(chunk.offset, view)
+            return view
         buffer = self._sources[chunk.buffer]
         if isinstance(buffer.data, FileSlice):
             return np.frombuffer(read_slice(buffer.data, chunk.offset, chunk.raw_bytes), dtype=np.uint8)
@@ -146,10 +147,13 @@ class Snapshot:
             raise AssertionError("only contiguous buffers stay where they are")
         return flat[chunk.offset : chunk.offset + chunk.raw_bytes]
 
-    def _gather_late(self, chunk: int) -> None:
-        """Copy what had time until its chunk is read. Should two threads do it at once, both write the same bytes."""
+    def _gather_late(self, chunk: int, view: Bytes8) -> None:
+        """Copy what had time until its chunk is read. Should two threads do it at once, both write the same bytes.
+
+        Into a view that the lease knows of: as long as it lives, nobody else is given the memory.
+        """
         for run, pieces in self._late.get(chunk, ()):
-            _copy_run(run, pieces, self.lease.memory)
+            _copy_run(run, pieces, view[run.offset - chunk :][: run.nbytes])
         self._late.pop(chunk, None)
 
     def release(self) -> None:
@@ -175,7 +179,7 @@ class Copier:
         memory = lease.memory
         for run in draft.plan.runs:
             if not run.late:
-                _copy_run(run, _pieces_of(run, buffers), memory)
+                _copy_run(run, _pieces_of(run, buffers), memory[run.offset : run.offset + run.nbytes])
         if not draft.plan.copies:
             return
         big: deque[tuple[Bytes8, Bytes8]] = deque()
@@ -214,8 +218,7 @@ def _pieces_of(run: Run, buffers: Sequence[Buffer]) -> list[Any]:
     return _raw(buffers, run.buffers) if run.joins else [buffers[index] for index in run.buffers]
 
 
-def _copy_run(run: Run, pieces: Sequence[Any], memory: Bytes8) -> None:
-    target = memory[run.offset : run.offset + run.nbytes]
+def _copy_run(run: Run, pieces: Sequence[Any], target: Bytes8) -> None:
     if run.joins:
         _gather(pieces, target)
     else:

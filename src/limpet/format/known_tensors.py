@@ -36,8 +36,9 @@ class KnownTensors:
     """Of each tensor that is alone: its position, its buffer, what it is like, and the dtype to show it to numpy as."""
     _others: list[int]
     _nodes: list[Node]
-    _buffers: list[tuple[int, tuple[int, bool, str]]]
-    """Of each buffer of the others: its index, and its kind."""
+    _indices: list[int]
+    _kinds: list[tuple[int, bool, str, bool]]
+    """Of each buffer of the others: its index, its kind, and whether it may be joined, which the plan relies on."""
     _fresh: Callable[[], Flattening]
 
     @classmethod
@@ -65,16 +66,15 @@ class KnownTensors:
                 plain.append((position, node[_INDEX], _likeness(tensor), like))
             else:
                 others.append((position, tensor, node))
-        made = cls(len(sharing), plain, [position for position, _, _ in others], [], [], fresh)
+        made = cls(len(sharing), plain, [position for position, _, _ in others], [], [], [], fresh)
         flat, nodes = made._encode([tensor for _, tensor, _ in others])
         indices = {again[_INDEX]: node[_INDEX] for again, (_, _, node) in zip(nodes, others, strict=True)}
         for again, (_, _, node) in zip(nodes, others, strict=True):
             if [*again[:_INDEX], indices[again[_INDEX]], *again[_INDEX + 1 :]] != node:
                 return None
         made._nodes = nodes
-        made._buffers = [
-            (indices[at], (buffer.nbytes, buffer.immutable, buffer.dtype)) for at, buffer in enumerate(flat.buffers)
-        ]
+        made._indices = [indices[at] for at in range(len(flat.buffers))]
+        made._kinds = _kinds(flat)
         return made
 
     def take(self, leaves: Sequence[Any], data: list[Any]) -> bool:
@@ -101,10 +101,9 @@ class KnownTensors:
             flat, nodes = self._encode(tensors)
         except Refused:
             return False
-        kinds = [(buffer.nbytes, buffer.immutable, buffer.dtype) for buffer in flat.buffers]
-        if nodes != self._nodes or kinds != [kind for _, kind in self._buffers]:
+        if nodes != self._nodes or _kinds(flat) != self._kinds:
             return False
-        for buffer, (index, _) in zip(flat.buffers, self._buffers, strict=True):
+        for buffer, index in zip(flat.buffers, self._indices, strict=True):
             data[index] = buffer.data
         return True
 
@@ -113,6 +112,10 @@ class KnownTensors:
         nodes = [encode_tensor(tensor, flat) for tensor in tensors]
         settle(flat)
         return flat, nodes
+
+
+def _kinds(flat: Flattening) -> list[tuple[int, bool, str, bool]]:
+    return [(buffer.nbytes, buffer.immutable, buffer.dtype, buffer.joins) for buffer in flat.buffers]
 
 
 def _likeness(tensor: Any) -> tuple[Any, ...]:

@@ -88,7 +88,8 @@ class _Whole:
     position: int
     depth: int
     first: int
-    count: int
+    joins: list[bool]
+    """Of each buffer, whether it may be joined: the plan relies on that, and kind and node do not say it."""
 
 
 @dataclass(slots=True)
@@ -172,8 +173,10 @@ class Structure:
                 nodes[whole.position] = flat.encode(leaves[whole.position])
             except Refused:
                 return False
-            end = whole.first + whole.count
-            if flat.tensors or [_kind(buffer) for buffer in flat.buffers] != self.kinds[whole.first : end]:
+            end = whole.first + len(whole.joins)
+            if flat.tensors or [buffer.joins for buffer in flat.buffers] != whole.joins:
+                return False
+            if [_kind(buffer) for buffer in flat.buffers] != self.kinds[whole.first : end]:
                 return False
             data[whole.first : end] = [buffer.data for buffer in flat.buffers]
         return True
@@ -323,7 +326,7 @@ class _Learner:
         flat.begin(self._count, depth)
         if flat.encode(value) != node or flat.tensors:
             raise Unknown
-        self._made._wholes.append(_Whole(position, depth, self._count, len(flat.buffers)))
+        self._made._wholes.append(_Whole(position, depth, self._count, [buffer.joins for buffer in flat.buffers]))
         self._count += len(flat.buffers)
 
 
