@@ -17,6 +17,7 @@ from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.events import Event
 from limpet.finding import Source, Wanted
 from limpet.format.assemble import MISSING
+from limpet.format.tree import Recall
 from limpet.lazy import LazySaves, Mutating
 from limpet.loop import EngineLoop, Operation, Wait, in_thread
 from limpet.pending import Completion, PendingWrite, engine_threads
@@ -84,6 +85,7 @@ class Holding(Reading):
         self._opened: Completion[None] | None = None
         self._throttle = Throttle(settings.every)
         self._lazies: LazySaves = LazySaves(None if parent is None else parent._lazies)
+        self._recall = Recall()
         self._warm: WarmStart | None = None
         self._last_committed: tuple[CheckpointInfo, ...] = ()
 
@@ -157,10 +159,15 @@ class Holding(Reading):
         if self._closed or (session is not None and session.ending):
             raise self._closed_error()
 
+    def _is_open(self) -> bool:
+        return self._session is not None
+
     def _ready(self) -> Operation[None]:
         """Open the run if this is the first call; whoever comes meanwhile waits for that."""
         while True:
             self._check_usable()
+            if self._is_open():  # the usual answer: no lock for that
+                return
             with self._opening:
                 refuse_reentry(self._opening)
                 if self._session is not None:

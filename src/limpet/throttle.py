@@ -63,6 +63,8 @@ class Throttle:
 
     def accepted(self, nbytes: int) -> None:
         """A state of ``nbytes`` was accepted: what was held is older now."""
+        if self.every is None:  # nothing is ever held
+            return
         with self._lock:
             refuse_reentry(self._lock)
             self._size = nbytes

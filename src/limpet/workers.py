@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from operator import methodcaller
 from queue import SimpleQueue
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -55,10 +56,14 @@ def refuse_reentry(section: threading.RLock) -> None:
         raise reentrant()
 
 
-def _depth(section: threading.RLock) -> int:
-    """How often its owner has entered it. The first releases of CPython 3.11 and 3.12 tell that in the ``repr`` only."""
-    count = getattr(section, "_recursion_count", None)
-    return int(count() if count is not None else re.search(r"count=(\d+)", repr(section))[1])  # type: ignore[index]
+def _depth_in_words(section: threading.RLock) -> int:
+    return int(re.search(r"count=(\d+)", repr(section))[1])  # type: ignore[index]
+
+
+_depth: Callable[[threading.RLock], int] = (
+    methodcaller("_recursion_count") if hasattr(threading.RLock(), "_recursion_count") else _depth_in_words
+)
+"""How often its owner has entered it. The first releases of CPython 3.11 and 3.12 tell that in the ``repr`` only."""
 
 
 def reentrant() -> UsageError:

@@ -144,6 +144,7 @@ class Writing(Holding):
             allow_pickle=self._allow_pickle,
             folders=self._spool_folders,
             copy_all=self._place is not None,
+            recall=self._recall,
         )
 
     def _draft(self, session: Session, outline: Outline, request: Request) -> Operation[Draft]:
@@ -192,7 +193,7 @@ class Writing(Holding):
         if isinstance(policy, retention.Last):
             return False
         candidate = CheckpointInfo(0, save.step, time.time(), draft.plan.raw_bytes, 0, 0, save.meta)
-        return retention.claims(policy, candidate, session.committed)
+        return session.writer.standing.claims(candidate)
 
     def _admit(self, session: Session, save: Save, draft: Draft, request: Request) -> Operation[Lease | None]:
         """A lease, or ``None`` if the write was skipped; waits while the policy says so."""
@@ -270,7 +271,8 @@ class Writing(Holding):
         except BaseException as error:
             abandon(session.queue, save, draft, lease, error)
             raise
-        session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
+        if session.settings.hooks:
+            session.tell(Staged(save.step, draft.plan.raw_bytes, save.stalled_seconds))
         if interruption is not None:
             raise interruption
 

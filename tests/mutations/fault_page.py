@@ -109,8 +109,7 @@ FAULT_PAGE = (
         '            self.log.head, seq=self.log.head.seq + 1, kind="commit", commit=commit\n'
         "        )\n"
         "        kept = retention.decide(self.policy, [*self.live.infos(), info_of(coming)]).keep\n"
-        "        gone = sorted(set(self.live.checkpoints) - set(kept))\n"
-        "        self.janitor.retire([self.live.checkpoints.pop(seq) for seq in gone])\n"
+        "        self.janitor.retire(self.live.apply(msgspec.structs.replace(coming, live=to_ranges(kept))))\n"
         "        record = await self._append(make)\n        self._bases.add(",
         ON_GAPS,
         "never_landed",

@@ -94,7 +94,7 @@ def checkpoint(seq: int, *keys: str) -> Checkpoint:
 async def janitor(store: Faulty, clock: Clock, *live: Checkpoint) -> Janitor:
     timing = replace(QUICK, clock=clock, grace=60.0)
     log = await opened(store, timing)
-    return Janitor(store, log, LiveSet({one.info.seq: one for one in live}), timing)
+    return Janitor(store, log, LiveSet(live), timing)
 
 
 class TestTheGrace:
@@ -172,7 +172,7 @@ class TestTheGrace:
         for key in (pack(1, 1), pack(1, 2)):
             shelf.replace(key, b"x")
         keeper.end(2, unknown=True, failed=True)
-        keeper.live.checkpoints.clear()  # its base left the live set meanwhile
+        keeper.live = LiveSet()  # its base left the live set meanwhile
         await keeper.sweep(graceful=False)
         assert shelf.packs() == [pack(1, 1), pack(1, 2)]
         keeper.settled()
@@ -183,7 +183,7 @@ class TestTheGrace:
         keeper = await janitor(store, Clock(), checkpoint(2, pack(1, 1)))
         shelf.replace(pack(1, 1), b"x")
         keeper.begin(2)
-        keeper.live.checkpoints.clear()
+        keeper.live = LiveSet()
         await keeper.sweep(graceful=False)
         assert shelf.packs() == [pack(1, 1)]
         keeper.end(2, unknown=False, failed=False)

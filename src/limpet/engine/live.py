@@ -5,8 +5,10 @@ Readers and the writer load it in the same way; only the writer changes it, reco
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import anyio
 
@@ -181,35 +183,43 @@ def most_telling(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     return min(flat, key=lambda error: isinstance(error, CorruptError))
 
 
-@dataclass(slots=True)
 class LiveSet:
-    """The writer's view of what is live.
+    """The writer's view of what is live. What it does for a record takes as long as what the record changes.
 
     Attributes:
-        checkpoints: by seq.
+        checkpoints: by seq, oldest first.
         damaged: seqs that are live by the log, but cannot be used: while there are any, nothing is deleted.
     """
 
-    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
-    damaged: set[int] = field(default_factory=set)
+    def __init__(self, checkpoints: Iterable[Checkpoint] = (), damaged: Iterable[int] = ()) -> None:
+        ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.info.seq)
+        self.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in ordered}
+        self.damaged = set(damaged)
+        self._pinned = {checkpoint.info.seq for checkpoint in ordered if checkpoint.info.pinned}
+        self._uses = Counter(key for checkpoint in ordered for key in checkpoint.packs)
 
     def infos(self) -> list[CheckpointInfo]:
         """Every usable checkpoint, oldest first."""
-        return [self.checkpoints[seq].info for seq in sorted(self.checkpoints)]
+        return list(map(_INFO, self.checkpoints.values()))
 
     @property
     def seqs(self) -> set[int]:
         """Everything that the log calls live."""
         return set(self.checkpoints) | self.damaged
 
+    def info(self, seq: int) -> CheckpointInfo | None:
+        """The usable checkpoint ``seq``, if it is one."""
+        found = self.checkpoints.get(seq)
+        return None if found is None else found.info
+
     @property
     def newest(self) -> Checkpoint | None:
         """The newest usable checkpoint."""
-        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
+        return self.checkpoints[next(reversed(self.checkpoints))] if self.checkpoints else None
 
     def packs(self) -> set[str]:
         """Keys that some live checkpoint needs."""
-        return {key for checkpoint in self.checkpoints.values() for key in checkpoint.packs}
+        return set(self._uses)
 
     def apply(self, record: Record) -> list[Checkpoint]:
         """Become what ``record``, which is in the log now, says; returns what left.
@@ -219,14 +229,19 @@ class LiveSet:
         live = from_ranges(record.live)
         pinned = from_ranges(record.pinned)
         if record.commit is not None:
-            self.checkpoints[record.seq] = Checkpoint(record, info_of(record))
-        left = [checkpoint for seq, checkpoint in self.checkpoints.items() if seq not in live]
-        self.checkpoints = {
-            seq: checkpoint
-            if checkpoint.info.pinned == (seq in pinned)
-            else Checkpoint(checkpoint.record, replace(checkpoint.info, pinned=seq in pinned))
-            for seq, checkpoint in self.checkpoints.items()
-            if seq in live
-        }
+            self.checkpoints[record.seq] = made = Checkpoint(record, info_of(record))
+            self._uses.update(made.packs)
+        left = [self.checkpoints.pop(seq) for seq in sorted(self.checkpoints.keys() - live)]
+        for seq in (self._pinned ^ pinned) & self.checkpoints.keys():
+            old = self.checkpoints[seq]
+            self.checkpoints[seq] = replace(old, info=replace(old.info, pinned=seq in pinned))
+        self._pinned = pinned
+        for key in (key for checkpoint in left for key in checkpoint.packs):
+            self._uses[key] -= 1
+            if not self._uses[key]:
+                del self._uses[key]
         self.damaged &= live
         return left
+
+
+_INFO = attrgetter("info")

@@ -13,7 +13,7 @@ from typing import Any
 from limpet.engine.capture import Spool
 from limpet.engine.staging import Draft, detach_small
 from limpet.format.registry import Registry
-from limpet.format.tree import Buffer, flatten
+from limpet.format.tree import Buffer, Recall, flatten
 from limpet.types import Files
 
 __all__ = ["Outline"]
@@ -28,6 +28,7 @@ class Outline:
         allow_pickle: pickle what nothing else can save.
         folders: where copies of files may lie.
         copy_all: copy also what nobody can change: the writer is another process.
+        recall: remembers the structure of the last state.
 
     Raises:
         UnsupportedLeafError: something in the state cannot be saved.
@@ -41,12 +42,13 @@ class Outline:
         allow_pickle: bool,
         folders: Callable[[], Sequence[Path]],
         copy_all: bool = False,
+        recall: Recall | None = None,
     ) -> None:
         self._folders = folders
         self._copy_all = copy_all
         self._captures: list[tuple[Files, Callable[[Buffer], int], dict[str, Any]]] = []
         self._spool: Spool | None = None
-        self._tree = flatten(state, registry=registry, allow_pickle=allow_pickle, files=self._note)
+        self._tree = flatten(state, registry=registry, allow_pickle=allow_pickle, files=self._note, recall=recall)
 
     @property
     def has_files(self) -> bool:

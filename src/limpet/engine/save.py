@@ -83,7 +83,8 @@ class Save:
         replaced.append(Replaced(older))
         self.replaced = [*self.replaced, *replaced] if self.replaced else replaced
         self.forgotten = [*self.forgotten, *forgotten] if self.forgotten else forgotten
-        if len(self.replaced) & (len(self.replaced) - 1) == 0:  # at powers of two: seldom enough to cost nothing
+        count = len(self.replaced)
+        if count >= 16 and count & (count - 1) == 0:  # at powers of two: seldom enough to cost nothing
             self._forget()
 
     @property

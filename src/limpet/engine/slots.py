@@ -204,6 +204,8 @@ class SlotPool:
             nbytes: how many.
             instead_of: leases that nobody reads from: they end in the same step, or, if that gives no room, go on.
         """
+        if self._leased >= self.count and not instead_of:  # the usual answer in a tight loop: no lock for that
+            return None
         with self._lock:
             refuse_reentry(self._lock)
             if self._leased - len(instead_of) >= self.count:

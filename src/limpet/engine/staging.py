@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,7 +21,8 @@ from limpet.engine.capture import Spool, read_slice
 from limpet.engine.lazy import Copying, Crew, Piece, copy_piece
 from limpet.engine.slots import Bytes8, Lease
 from limpet.format.buffers import raw_view
-from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, plan_chunks
+from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, Run, plan_chunks
+from limpet.format.structure import Buffers
 from limpet.format.tree import Buffer, FileSlice, FlatTree
 from limpet.workers import Workers
 
@@ -29,6 +30,8 @@ __all__ = ["Copier", "Draft", "Snapshot", "Volatile", "detach_small"]
 
 Volatile: TypeAlias = Callable[[int, int], bool]
 
+_JOINED_BYTES_MAX = 8 << 10
+"""Joined pieces are copied twice: above this size, a copy of each by itself is cheaper."""
 _PIECE_BYTES = 8 << 20
 _PARALLEL_FROM_BYTES = 4 << 20
 """Below this, waking another thread costs more than it saves."""
@@ -45,9 +48,14 @@ class Draft:
     @classmethod
     def of(cls, tree: FlatTree, spool: Spool | None = None, *, copy_all: bool = False) -> Draft:
         """Lay out ``tree``; ``spool`` owns the copies of its files. ``copy_all``: also what nobody can change."""
-        stays = _is_file if copy_all else _stays
-        specs = [BufferSpec(buffer.nbytes, buffer.dtype, stays(buffer)) for buffer in tree.buffers]
-        return cls(tree, plan_chunks(specs), spool)
+        structure = tree.structure
+        if structure is not None and structure.plan is not None:
+            return cls(tree, structure.plan, spool)
+        plan = plan_chunks([_spec(buffer, copy_all) for buffer in tree.buffers])
+        # Of detached buffers even those count as immutable that are not, the next time.
+        if structure is not None and isinstance(tree.buffers, Buffers):
+            structure.plan = plan
+        return cls(tree, plan, spool)
 
     def detach_small(self) -> None:
         """Copy every small buffer that its owner may change, so that only big ones still belong to the caller."""
@@ -61,7 +69,10 @@ class Draft:
 
 def detach_small(tree: FlatTree) -> None:
     """Copy every small buffer of ``tree`` that its owner may change. Idempotent."""
-    for buffer in tree.buffers:
+    buffers = tree.buffers
+    if not isinstance(buffers, list):
+        buffers = tree.buffers = list(buffers)
+    for buffer in buffers:
         if not buffer.immutable and buffer.nbytes < SHARED_BYTES and not isinstance(buffer.data, FileSlice):
             copy = np.empty(buffer.nbytes, dtype=np.uint8)
             buffer.copy_into(copy)
@@ -69,12 +80,29 @@ def detach_small(tree: FlatTree) -> None:
             buffer.immutable = True
 
 
-def _stays(buffer: Buffer) -> bool:
-    return buffer.immutable or _is_file(buffer)
+def _spec(buffer: Buffer, copy_all: bool) -> BufferSpec:
+    """What the plan needs to know; the writer may read where it is, and later, what is a file, or nobody changes."""
+    nbytes, is_file = buffer.nbytes, isinstance(buffer.data, FileSlice)
+    late = buffer.immutable and not copy_all and not is_file
+    if nbytes >= SHARED_BYTES:
+        return BufferSpec(nbytes, buffer.dtype, late or is_file)
+    return BufferSpec(nbytes, buffer.dtype, late, (late or nbytes <= _JOINED_BYTES_MAX) and buffer.joins, late)
 
 
-def _is_file(buffer: Buffer) -> bool:
-    return isinstance(buffer.data, FileSlice)
+def _gather(pieces: Sequence[Any], target: Bytes8) -> None:
+    """Copy small pieces of memory, one behind the other, in one native call."""
+    joined = b"".join(pieces)
+    if len(joined) != target.nbytes:
+        raise ValueError(f"{len(joined)} bytes were to fill {target.nbytes}: the state changed while it was copied")
+    target[:] = np.frombuffer(joined, np.uint8)
+
+
+def _raw(buffers: Sequence[Buffer], indices: Sequence[int]) -> list[Any]:
+    """What holds the bytes of some buffers."""
+    if isinstance(buffers, Buffers):
+        data = buffers.data
+        return [data[index] for index in indices]
+    return [buffers[index].data for index in indices]
 
 
 class Snapshot:
@@ -85,21 +113,33 @@ class Snapshot:
         lease: the memory that the copies are in.
     """
 
-    __slots__ = ("_sources", "_spool", "lease", "node", "plan")
+    __slots__ = ("_late", "_late_node", "_sources", "_spool", "lease", "plan")
 
     def __init__(self, draft: Draft, lease: Lease) -> None:
-        self.node: Any = draft.tree.node
+        self._late_node = draft.tree.late_node
         self.plan = draft.plan
         self.lease = lease
         self._spool = draft.spool
         self._sources = {
             chunk.buffer: draft.tree.buffers[chunk.buffer] for chunk in draft.plan.chunks if chunk.buffer >= 0
         }
+        self._late: dict[int, list[tuple[Run, list[Any]]]] = {}
+        for run in draft.plan.runs:
+            if run.late:
+                self._late.setdefault(run.chunk, []).append((run, _pieces_of(run, draft.tree.buffers)))
+
+    @property
+    def node(self) -> Any:
+        """The state's structure, as JSON."""
+        return self._late_node.get()
 
     def read(self, chunk: ChunkSource) -> Bytes8:
         """The raw bytes of ``chunk``: a view where they are in memory, else read from the spooled file."""
         if chunk.buffer < 0:
-            return self.lease.borrow(chunk.offset, chunk.raw_bytes)
+            view = self.lease.borrow(chunk.offset, chunk.raw_bytes)
+            if self._late:
+                self._gather_late(chunk.offset, view)
+            return view
         buffer = self._sources[chunk.buffer]
         if isinstance(buffer.data, FileSlice):
             return np.frombuffer(read_slice(buffer.data, chunk.offset, chunk.raw_bytes), dtype=np.uint8)
@@ -127,9 +167,19 @@ class Snapshot:
         """
         self.lease.release(lent=lent)
         self._sources = {}
+        self._late = {}
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+
+    def _gather_late(self, chunk: int, view: Bytes8) -> None:
+        """Copy what had time until its chunk is read. Should two threads do it at once, both write the same bytes.
+
+        Into a view that the lease knows of: as long as it lives, nobody else is given the memory.
+        """
+        for run, pieces in self._late.get(chunk, ()):
+            _copy_run(run, pieces, view[run.offset - chunk :][: run.nbytes])
+        self._late.pop(chunk, None)
 
 
 class Copier:
@@ -177,13 +227,16 @@ class Copier:
         """Copy the small buffers; returns the pieces of the volatile ones, and of those ``kept`` for later."""
         buffers = draft.tree.buffers
         memory = lease.memory
+        for run in draft.plan.runs:
+            if not run.late:
+                _copy_run(run, _pieces_of(run, buffers), memory[run.offset : run.offset + run.nbytes])
         now: deque[Piece] = deque()
         later: deque[Piece] = deque()
         for index, offset in draft.plan.copies:
             buffer = buffers[index]
             target = memory[offset : offset + buffer.nbytes]
             if buffer.nbytes < SHARED_BYTES:
-                _gather(buffer, target)
+                _copy_alone(buffer, target)
                 continue
             source, target = _alike(buffer, target)
             if volatile(*byte_bounds(source)):
@@ -208,7 +261,19 @@ class Copier:
             crew.dismiss()
 
 
-def _gather(buffer: Buffer, target: Bytes8) -> None:
+def _pieces_of(run: Run, buffers: Sequence[Buffer]) -> list[Any]:
+    """What ``_copy_run`` needs of the buffers, and nothing else of the state."""
+    return _raw(buffers, run.buffers) if run.joins else [buffers[index] for index in run.buffers]
+
+
+def _copy_run(run: Run, pieces: Sequence[Any], target: Bytes8) -> None:
+    if run.joins:
+        _gather(pieces, target)
+    else:
+        _copy_alone(pieces[0], target)
+
+
+def _copy_alone(buffer: Buffer, target: Bytes8) -> None:
     if isinstance(buffer.data, FileSlice):
         target[:] = np.frombuffer(read_slice(buffer.data, 0, buffer.nbytes), dtype=np.uint8)
     else:

@@ -33,6 +33,7 @@ from limpet.failpoints import reach
 from limpet.format import retention
 from limpet.format.codec import CodecChooser
 from limpet.format.record import Record, from_ranges, to_ranges
+from limpet.format.standing import Standing
 from limpet.pending import Phase
 from limpet.stores.base import Store
 from limpet.types import CheckpointInfo, Swept
@@ -133,9 +134,9 @@ class RunWriter:
         self.policy = retention.from_json(self.log.head.retain)
         before = None if head.record is None else (head.record, head.digest)
         checkpoints, damaged = await load_checkpoints(self._store, self.log.head, before=before)
-        self.live.checkpoints = {checkpoint.info.seq: checkpoint for checkpoint in checkpoints}
-        self.live.damaged = set(damaged)
+        self.live = LiveSet(checkpoints, damaged)
         self.committed = tuple(self.live.infos())
+        self.standing = Standing(self.policy, self.committed)
         self._report_damaged()
         report_narrowing(self._store.url, settings.retain, head, self.live)
         self.janitor = Janitor(self._store, self.log, self.live, settings.timing)
@@ -253,8 +254,9 @@ class RunWriter:
         def make(base: Record) -> Record:
             record = msgspec.structs.replace(base, kind="commit", commit=commit)
             candidate = info_of(record, pinned=save.pinned)
-            kept = set(retention.decide(self.policy, [*self.live.infos(), candidate]).keep) | self.live.damaged
-            pinned = (from_ranges(base.pinned) & kept) | ({record.seq} if save.pinned else set())
+            pinned_before = from_ranges(base.pinned) & self.live.seqs
+            kept = self.standing.kept_with(candidate) | pinned_before | self.live.damaged
+            pinned = pinned_before | ({record.seq} if save.pinned else set())
             return msgspec.structs.replace(record, live=to_ranges(kept), pinned=to_ranges(pinned))
 
         record = await self._append(make)
@@ -275,6 +277,7 @@ class RunWriter:
 
     def _apply(self, record: Record) -> None:
         left = self.live.apply(record)
+        self.standing.turn([checkpoint.info for checkpoint in left], self.live.info(record.seq))
         self.log.quarantined = tuple(record.quarantined)
         self._bases.keep_only(self.live.seqs)
         self.committed = tuple(self.live.infos())

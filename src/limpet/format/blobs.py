@@ -11,7 +11,7 @@ import numpy as np
 from limpet.errors import MismatchError, UsageError
 from limpet.format.buffers import Buffer
 from limpet.format.flattening import Flattening
-from limpet.format.leaves import decode_text, encode_text
+from limpet.format.leaves import INLINE_CHARACTERS, decode_text, encode_text
 from limpet.format.nodes import MISSING, Node, Refused, corrupt, items
 from limpet.format.paths import place
 from limpet.format.plan import Build, Bytes, FilesRequest, Plan
@@ -34,13 +34,10 @@ __all__ = [
     "plan_string",
 ]
 
-_INLINE_CHARACTERS = 1024
-"""Longer strings go to a buffer, where they are referenced and not copied into the manifest."""
-
 
 def encode_string(value: str, flat: Flattening) -> Node:
     """A short string as itself, a long one as ``["str", buffer]``."""
-    if len(value) <= _INLINE_CHARACTERS:
+    if len(value) <= INLINE_CHARACTERS:
         return encode_text(value)
     return ["str", _kept(value.encode("utf-8", "surrogatepass"), flat)]
 

@@ -48,6 +48,14 @@ class Buffer:
             return flat_view(self.data)
         return np.frombuffer(self.data, np.uint8) if self.nbytes else np.empty(0, np.uint8)
 
+    @property
+    def joins(self) -> bool:
+        """Whether ``bytes.join`` takes the memory as it is: contiguous, in C order, and no dtype that it cannot show."""
+        data = self.data
+        if isinstance(data, np.ndarray):
+            return bool(data.flags.c_contiguous and data.dtype.isbuiltin == 1 and data.dtype.kind in "biufc")
+        return not isinstance(data, FileSlice)
+
     def copy_into(self, target: np.ndarray[Any, Any]) -> None:
         """Copy the bytes into ``target``, a 1-D uint8 array of ``nbytes``; big copies release the interpreter lock.
 

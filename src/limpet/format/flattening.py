@@ -10,10 +10,12 @@ from limpet.format.paths import Key, format_path, place
 from limpet.format.registry import Registry
 from limpet.types import Files
 
-__all__ = ["CaptureFiles", "Encoder", "Flattening", "unsupported"]
+__all__ = ["CaptureFiles", "Encoder", "Flattening", "Unfolded", "unsupported"]
 
 CaptureFiles: TypeAlias = Callable[[Files, Callable[[Buffer], int]], Any]
 Encoder: TypeAlias = "Callable[[Any, Flattening], Node]"
+Unfolded: TypeAlias = dict[int, tuple[Any, Any, Callable[[Any], Any]]]
+"""By the id of an object of a user's class: it, what it gave for itself, and the function that it was asked by."""
 
 
 class Flattening:
@@ -26,7 +28,7 @@ class Flattening:
         capture_files: turns a ``Files`` leaf into its payload.
     """
 
-    __slots__ = ("buffers", "capture_files", "depth", "encoders", "registry", "resolve", "tensors")
+    __slots__ = ("buffers", "capture_files", "depth", "encoders", "first", "registry", "resolve", "tensors", "unfolded")
 
     def __init__(
         self,
@@ -40,14 +42,28 @@ class Flattening:
         self.resolve = resolve
         self.capture_files = capture_files
         self.buffers: list[Buffer] = []
+        self.first = 0
+        """Index of the first buffer."""
         self.depth = 0
         self.tensors: list[Any] = []
         """Tensors whose storage may be shared; their nodes are completed when all are known."""
+        self.unfolded: Unfolded = {}
+
+    def begin(self, first: int, depth: int) -> None:
+        """Begin anew, in the middle of a tree: at that depth, and with that index for the next buffer."""
+        self.buffers, self.tensors = [], []
+        self.first, self.depth = first, depth
 
     def add(self, buffer: Buffer) -> int:
         """Take a buffer; returns its index."""
         self.buffers.append(buffer)
-        return len(self.buffers) - 1
+        return self.first + len(self.buffers) - 1
+
+    def unfold(self, value: Any, function: Callable[[Any], Any]) -> Any:
+        """What ``value``, of a user's class, gives for itself: ``function(value)``."""
+        given = function(value)
+        self.unfolded[id(value)] = (value, given, function)
+        return given
 
     def encode(self, value: Any) -> Node:
         """The node of a value at the current depth."""

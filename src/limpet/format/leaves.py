@@ -20,10 +20,22 @@ from uuid import UUID
 from limpet.errors import UsageError
 from limpet.format.nodes import Node, Refused, brief, corrupt, integer, items, text
 
-__all__ = ["DECODERS", "ENCODERS", "SCALAR_TYPES", "decode_text", "encode_float", "encode_int", "encode_text"]
+__all__ = [
+    "DECODERS",
+    "ENCODERS",
+    "INLINE_CHARACTERS",
+    "SCALAR_TYPES",
+    "decode_text",
+    "encode_float",
+    "encode_int",
+    "encode_text",
+]
 
 MAX_JSON_INT: Final = 2**53 - 1
 """JSON readers elsewhere hold numbers as doubles (RFC 8259, section 6)."""
+
+INLINE_CHARACTERS: Final = 1024
+"""Longer strings go to a buffer, where they are referenced and not copied into the manifest."""
 
 FRACTION_DIGITS_MAX: Final = 1 << 14
 """Hex digits of a fraction's parts: finding their common divisor takes time by the square of their size."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
@@ -18,6 +18,7 @@ from limpet.errors import CorruptError
 __all__ = [
     "MAX_DEPTH",
     "MISSING",
+    "LateNode",
     "Missing",
     "Node",
     "Refused",
@@ -43,6 +44,29 @@ class Missing(Enum):
     """The type of ``MISSING``: no object was given, which ``None`` cannot say."""
 
     MISSING = "missing"
+
+
+class LateNode:
+    """A node that is made when it is first asked for, or is there already.
+
+    Args:
+        node: it.
+        make: makes it, instead; holds nothing that the caller may change.
+    """
+
+    __slots__ = ("_make", "_node")
+
+    def __init__(self, node: Node = None, *, make: Callable[[], Node] | None = None) -> None:
+        self._node = node
+        self._make = make
+
+    def get(self) -> Node:
+        """The node; on any thread."""
+        make = self._make
+        if make is not None:
+            self._node = make()
+            self._make = None
+        return self._node
 
 
 MISSING: Final[Literal[Missing.MISSING]] = Missing.MISSING

@@ -20,10 +20,14 @@ def is_stateful(cls: type) -> bool:
     return callable(getattr(cls, "state_dict", None)) and callable(getattr(cls, "load_state_dict", None))
 
 
+def _state_dict(value: Any) -> Any:
+    return value.state_dict()
+
+
 def encode_stateful(value: Any, flat: Flattening) -> Node:
     """``["stateful", class, child]``; the class's name is only shown, never looked up."""
     try:
-        state = value.state_dict()
+        state = flat.unfold(value, _state_dict)
     except Exception as error:  # the user's own method
         raise Refused(f"is a {full_name(type(value))} whose state_dict() failed: {error!r}", final=True) from error
     return ["stateful", encode_text(full_name(type(value))), flat.inner(value, state)]
@@ -70,7 +74,7 @@ def encode_custom(value: Any, flat: Flattening) -> Node:
     codec = flat.registry.codec_for(type(value))
     assert codec is not None  # resolve() found it
     try:
-        tree = codec.encode(value)
+        tree = flat.unfold(value, codec.encode)
     except Exception as error:  # the user's own function
         raise Refused(f"is a {full_name(type(value))} whose codec failed: {error!r}") from error
     return ["custom", encode_text(codec.name), flat.inner(value, tree)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import blake3
@@ -247,18 +248,17 @@ def _check_ranges(ranges: Sequence[tuple[int, int]], seq: int, where: str) -> No
 
 def to_ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
     """Ascending inclusive ranges that hold exactly ``seqs``."""
-    ranges: list[tuple[int, int]] = []
-    for seq in sorted(set(seqs)):
-        if ranges and ranges[-1][1] == seq - 1:
-            ranges[-1] = (ranges[-1][0], seq)
-        else:
-            ranges.append((seq, seq))
-    return ranges
+    ordered = sorted(set(seqs))
+    if not ordered:
+        return []
+    starts = [0, *(at for at, (one, next_one) in enumerate(pairwise(ordered), 1) if next_one - one != 1)]
+    ends = [*(start - 1 for start in starts[1:]), len(ordered) - 1]
+    return [(ordered[start], ordered[end]) for start, end in zip(starts, ends, strict=True)]
 
 
 def from_ranges(ranges: Iterable[tuple[int, int]]) -> set[int]:
     """The seqs that ``ranges`` hold."""
-    return {seq for first, last in ranges for seq in range(first, last + 1)}
+    return set(chain.from_iterable(range(first, last + 1) for first, last in ranges))
 
 
 def meta_size(meta: Mapping[str, Any]) -> int:

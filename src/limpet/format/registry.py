@@ -36,6 +36,8 @@ class Registry:
         self._codecs: dict[type, Codec] = {}
         self._named_codecs: dict[str, Codec] = {}
         self._classes: dict[str, type] = {}
+        self.version = 0
+        """Goes up with everything that is registered."""
 
     def register(
         self,
@@ -65,6 +67,7 @@ class Registry:
             self._classes[name] = cls
         else:
             self._codecs[cls] = self._named_codecs[name] = Codec(cls, name, encode, decode)
+        self.version += 1
         return cls
 
     def codec_for(self, cls: type) -> Codec | None:

@@ -23,12 +23,16 @@ __all__ = [
     "Last",
     "Periodic",
     "Policy",
+    "Rank",
     "check",
     "claims",
     "decide",
     "describe",
     "from_json",
     "narrows",
+    "parts",
+    "period_of",
+    "rank_of",
     "to_json",
 ]
 
@@ -122,7 +126,7 @@ class AnyOf(_Combinable):
         for policy in self.policies:
             if not isinstance(policy, _Combinable):
                 raise UsageError(f"{policy!r} is no retention policy.", hint="Combine Last, Periodic and Best.")
-            flat.update(dict.fromkeys(_parts(policy)))
+            flat.update(dict.fromkeys(parts(policy)))
         if not flat:
             raise UsageError("AnyOf(()) keeps nothing.", hint="Give at least one policy.")
         object.__setattr__(self, "policies", tuple(flat))
@@ -130,6 +134,7 @@ class AnyOf(_Combinable):
 
 Simple: TypeAlias = Last | Periodic | Best
 Policy: TypeAlias = Simple | AnyOf
+Rank: TypeAlias = tuple[int | float, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ def decide(policy: Policy, live: Iterable[CheckpointInfo]) -> Decision:
     for info in ordered:
         if info.pinned:
             reasons[info.seq].append("pinned")
-    for part in _parts(policy):
+    for part in parts(policy):
         reason = describe(part)
         for seq in _kept_by(part, ordered):
             reasons[seq].append(reason)
@@ -180,7 +185,7 @@ def claims(policy: Policy, candidate: CheckpointInfo, live: Iterable[CheckpointI
     ordered = sorted(live, key=lambda info: info.seq)
     seq = ordered[-1].seq + 1 if ordered else 0
     ordered.append(replace(candidate, seq=seq))
-    return any(seq in _kept_by(part, ordered) for part in _parts(policy) if not isinstance(part, Last))
+    return any(seq in _kept_by(part, ordered) for part in parts(policy) if not isinstance(part, Last))
 
 
 def narrows(old: Policy, new: Policy, live: Iterable[CheckpointInfo]) -> tuple[int, ...]:
@@ -198,7 +203,7 @@ def check(policy: Policy, step: int | None) -> None:
     """
     if step is not None:
         return
-    for part in _parts(policy):
+    for part in parts(policy):
         if isinstance(part, Periodic) and part.steps is not None:
             raise UsageError(
                 f"retain=Periodic(steps={part.steps}) counts steps, and this write has none.",
@@ -221,7 +226,8 @@ def describe(policy: Policy) -> str:
             return f"best {n} by {'largest' if largest else 'smallest'} {metric}"
 
 
-def _parts(policy: Policy) -> tuple[Simple, ...]:
+def parts(policy: Policy) -> tuple[Simple, ...]:
+    """The policies that it is a union of."""
     return policy.policies if isinstance(policy, AnyOf) else (policy,)
 
 
@@ -251,19 +257,22 @@ def _kept_by(policy: Simple, ordered: Sequence[CheckpointInfo]) -> set[int]:
         case Periodic():
             first: dict[Hashable, int] = {}
             for info in ordered:
-                period = _period(policy, info)
+                period = period_of(policy, info)
                 if period is not None:
                     first.setdefault(period, info.seq)
             return set(first.values())
-        case Best(metric, n, largest):
-            values = [(_number(info.meta.get(metric)), info.seq) for info in ordered]
-            ranked = sorted(
-                ((-value if largest else value, -seq) for value, seq in values if value is not None),
-            )
-            return {-negated for _, negated in ranked[:n]}
+        case Best():
+            ranked = sorted(rank for info in ordered if (rank := rank_of(policy, info)) is not None)
+            return {-negated for _, negated in ranked[: policy.n]}
 
 
-def _period(policy: Periodic, info: CheckpointInfo) -> Hashable:
+def rank_of(policy: Best, info: CheckpointInfo) -> Rank | None:
+    """Where a checkpoint stands: the smaller, the better; of equals the newer. ``None`` if it cannot be ranked."""
+    value = _number(info.meta.get(policy.metric))
+    return None if value is None else (-value if policy.largest else value, -info.seq)
+
+
+def period_of(policy: Periodic, info: CheckpointInfo) -> Hashable:
     """Which period a checkpoint is in; ``None`` if it cannot be told (written under another policy)."""
     if policy.steps is not None:
         return None if info.step is None else info.step // policy.steps

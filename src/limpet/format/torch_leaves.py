@@ -24,6 +24,7 @@ __all__ = [
     "encode_torch_size",
     "is_tensor",
     "is_torch_size",
+    "numpy_like",
     "plan_tensor",
     "plan_torch_size",
     "settle",
@@ -188,11 +189,11 @@ def _add_run(members: list[_Stored], flat: Flattening) -> None:
 def _as_numpy(tensor: Any) -> Any:
     """A tensor as a numpy array of its shape over the same memory, or a host copy's, whatever its dtype."""
     host = tensor if tensor.is_cpu else tensor.cpu()
-    return host.view(_numpy_like(tensor.element_size())).numpy()
+    return host.view(numpy_like(tensor.element_size())).numpy()
 
 
 @cache
-def _numpy_like(size: int) -> Any:
+def numpy_like(size: int) -> Any:
     """A dtype of this item size that numpy has too."""
     torch = sys.modules["torch"]
     return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}[size]

@@ -4,8 +4,7 @@ import io
 import random
 import tempfile
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,30 +16,82 @@ from limpet.format.classes import is_dataclass, is_enum
 from limpet.format.flattening import CaptureFiles, Encoder, Flattening, unsupported
 from limpet.format.generators import encode_generator, generator_kind
 from limpet.format.jax_leaves import encode_jax, is_jax_array
-from limpet.format.nodes import Node, Refused
+from limpet.format.nodes import LateNode, Node, Refused
 from limpet.format.objects import encode_custom, encode_stateful, is_stateful
 from limpet.format.registry import Registry, full_name, is_namedtuple
+from limpet.format.structure import Structure, learn
 from limpet.format.torch_leaves import encode_tensor, encode_torch_size, is_tensor, is_torch_size, settle
 from limpet.types import Files
 
-__all__ = ["Buffer", "FileSlice", "FlatTree", "flatten"]
+__all__ = ["Buffer", "FileSlice", "FlatTree", "Recall", "flatten"]
 
 
-@dataclass(slots=True)
 class FlatTree:
     """A state as plain JSON and the buffers that it names.
 
-    Attributes:
-        node: only what JSON can carry; see ``limpet.format.nodes``.
+    Args:
+        node: only what JSON can carry, see ``limpet.format.nodes``; or what makes it when it is asked for.
         buffers: in the order of their indices.
+        structure: what is known of all states of this one's structure.
     """
 
-    node: Node
-    buffers: list[Buffer]
+    __slots__ = ("buffers", "late_node", "structure")
+
+    def __init__(self, node: Node | LateNode, buffers: Sequence[Buffer], structure: Structure | None = None) -> None:
+        self.late_node = node if isinstance(node, LateNode) else LateNode(node)
+        self.buffers = buffers
+        self.structure = structure
+
+    @property
+    def node(self) -> Node:
+        """The state's structure, as JSON."""
+        return self.late_node.get()
+
+
+class Recall:
+    """The structure of the last state, for the next one, which most often has the same. For use from several threads.
+
+    A state whose structure changes every time is looked at more and more seldom: to learn costs as much as to flatten.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Structure, Registry, int] | None = None
+        self._misses = 0
+        self._skip = 0
+
+    def find(self, state: object, registry: Registry) -> FlatTree | None:
+        """``state`` flattened, if it has the structure of the last one."""
+        last = self._last
+        if last is None or last[1] is not registry or last[2] != registry.version:
+            return None
+        found = last[0].flatten(state)
+        if found is None:
+            return None
+        self._misses = 0
+        return FlatTree(LateNode(make=found[0]), found[1], last[0])
+
+    def learn(self, state: object, tree: FlatTree, flat: Flattening, fresh: Callable[[], Flattening]) -> None:
+        """Remember the structure of ``state``, which was flattened to ``tree`` in the whole walk ``flat``."""
+        if self._skip:
+            self._skip -= 1
+            return
+        self._skip = min(1 << self._misses, _SKIPPED_MAX) - 1
+        self._misses += 1
+        version = flat.registry.version
+        structure = learn(state, tree.node, tree.buffers, flat.unfolded, fresh)
+        self._last = None if structure is None else (structure, flat.registry, version)
+
+
+_SKIPPED_MAX = 64
 
 
 def flatten(
-    state: object, *, registry: Registry, allow_pickle: bool = False, files: CaptureFiles | None = None
+    state: object,
+    *,
+    registry: Registry,
+    allow_pickle: bool = False,
+    files: CaptureFiles | None = None,
+    recall: Recall | None = None,
 ) -> FlatTree:
     """A state's structure as JSON, and its bytes as buffers, of which none is copied yet.
 
@@ -49,18 +100,28 @@ def flatten(
         registry: user codecs.
         allow_pickle: pickle what nothing else can save.
         files: called as ``files(leaf, add_buffer)`` for each ``Files`` leaf, returns the JSON to store for it.
+        recall: what remembers the structure from one call to the next; always with the same ``allow_pickle``.
 
     Raises:
         UnsupportedLeafError: something in the state cannot be saved, or it contains itself; names the path.
     """
-    flat = Flattening(registry, {} if allow_pickle else dict(_ENCODERS), _resolver(allow_pickle), files)
+    if recall is not None and (known := recall.find(state, registry)) is not None:
+        return known
+
+    def fresh(files: CaptureFiles | None = None) -> Flattening:
+        return Flattening(registry, {} if allow_pickle else dict(_ENCODERS), _resolver(allow_pickle), files)
+
+    flat = fresh(files)
     try:
         node = flat.encode(state)
     except Refused as refused:
         raise unsupported(refused) from refused.__cause__
     if flat.tensors:
         settle(flat)
-    return FlatTree(node, flat.buffers)
+    tree = FlatTree(node, flat.buffers)
+    if recall is not None:
+        recall.learn(state, tree, flat, fresh)
+    return tree
 
 
 def _without_context(encode: Callable[[Any], Node]) -> Encoder:

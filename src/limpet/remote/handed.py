@@ -13,6 +13,7 @@ from limpet.engine.slots import Bytes8, Lease, MemoryBudget, SlotPool
 from limpet.engine.staging import Snapshot
 from limpet.format.buffers import Buffer, FileSlice
 from limpet.format.chunks import Plan
+from limpet.format.nodes import LateNode
 from limpet.pending import PendingWrite
 from limpet.remote.messages import StageSave
 
@@ -57,8 +58,9 @@ class Handed(Snapshot):
     __slots__ = ("_bereft", "_fds", "_folders")
 
     def __init__(self, message: StageSave, loan: Loan, fds: Sequence[int], bereft: Callable[[], bool]) -> None:
-        self.node = msgspec.Raw(message.node)
-        self.plan = Plan(message.buffers, message.chunks, [], message.slot_bytes, message.raw_bytes)
+        self._late_node = LateNode(msgspec.Raw(message.node))
+        self._late = {}
+        self.plan = Plan(message.buffers, message.chunks, [], [], message.slot_bytes, message.raw_bytes)
         self.lease = loan
         self._spool = None
         self._sources = {

@@ -26,6 +26,7 @@ from limpet.errors import NotFoundError, StoreError
 from limpet.events import Committed, Event, Failed, Restarted, Superseded, warn_gently
 from limpet.format import retention
 from limpet.format.record import Record, from_ranges
+from limpet.format.standing import Standing
 from limpet.pending import Phase
 from limpet.remote import messages as said
 from limpet.remote.link import Link
@@ -161,13 +162,12 @@ class RemoteWriter:
     def _adopt(self, opened: said.Opened) -> None:
         pinned = from_ranges(opened.head.pinned)
         self._epoch = opened.epoch
-        self.live.checkpoints = {
-            record.seq: Checkpoint(record, info_of(record, pinned=record.seq in pinned)) for record in opened.records
-        }
-        self.live.damaged = set(opened.damaged)
+        checkpoints = [Checkpoint(record, info_of(record, pinned=record.seq in pinned)) for record in opened.records]
+        self.live = LiveSet(checkpoints, opened.damaged)
         self.log.quarantined = tuple(opened.head.quarantined)
         self.policy = retention.from_json(opened.head.retain)
         self.committed = tuple(self.live.infos())
+        self.standing = Standing(self.policy, self.committed)
 
     async def serve(self) -> None:
         """Have written what the queue holds, until ``stop``."""
@@ -339,7 +339,8 @@ class RemoteWriter:
                     self._fail(save, message.fault.error())
 
     def _apply(self, record: Record) -> None:
-        self.live.apply(record)
+        left = self.live.apply(record)
+        self.standing.turn([checkpoint.info for checkpoint in left], self.live.info(record.seq))
         self.log.quarantined = tuple(record.quarantined)
         self.committed = tuple(self.live.infos())
 
