@@ -177,7 +177,7 @@ def test_golden_files_are_small_and_hold_every_kind():
     assert sum((GOLDEN / key).stat().st_size for key in golden_keys()) < PINNED_BYTES
     assert {each.kind for each in records} == {"open", "commit", "edit", "close"}
     manifests = [golden_manifest(each.commit)[1] for each in records if each.commit]
-    assert {chunk.codec for each in manifests for chunk in each.chunks} == {"raw", "zstd", *codec._WIDTHS}
+    assert {chunk.codec for each in manifests for chunk in each.chunks} == {"raw", "zstd", *codec.PLANES}
     tags = set().union(*(tags_of(each.tree) for each in manifests))
     assert set(_PLANNERS) | {"hex"} == tags | {"pickle"}  # unpickling runs code: no file of ours asks for it
 
@@ -250,7 +250,7 @@ def test_a_golden_state_is_laid_out_as_it_was(step):
         assert found.chunks[0].id == blake3(whole).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["raw", "zstd", *codec._WIDTHS])
+@pytest.mark.parametrize("name", ["raw", "zstd", *codec.PLANES])
 def test_golden_chunks_of_every_codec_decode(name):
     seen = 0
     for found in golden_records().values():
@@ -508,7 +508,7 @@ def test_the_spec_names_every_field(kind):
 
 
 def test_the_spec_names_every_codec():
-    assert [name for name in ("raw", "zstd", *codec._WIDTHS) if f"`{name}`" not in SPEC] == []
+    assert [name for name in ("raw", "zstd", *codec.PLANES) if f"`{name}`" not in SPEC] == []
 
 
 def test_the_spec_has_the_limits_that_the_code_has():

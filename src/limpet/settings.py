@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args
 from limpet.engine.queue import OnBusy
 from limpet.errors import UsageError
 from limpet.events import Hook
-from limpet.format.codec import parse_compression
+from limpet.format.choosing import parse_compression
 from limpet.format.interval import Interval
 from limpet.format.record import META_BYTES_MAX, meta_size
 from limpet.format.retention import Policy

@@ -1081,3 +1081,12 @@ def test_s8_a_disk_too_full_for_the_commit_record_fails_at_once_and_the_next_sav
         cp.write(b"third", step=3, durable=True)
         assert cp.read() == b"third"
         assert [info.step for info in cp.checkpoints()] == [1, 3]
+
+
+def test_a_higher_level_of_zstd_is_the_one_that_is_used(tmp_path):
+    state = {"text": " ".join(f"{n * n % 9973} {n % 97}" for n in range(60_000)).encode()}
+    taken = []
+    for level in ("zstd:1", "zstd:19"):
+        with limpet.Checkpointer(tmp_path / level.replace(":", "-"), compression=level) as cp:
+            taken.append(cp.write(state).result(30).new_bytes)
+    assert taken[1] < taken[0] * 0.97

@@ -14,8 +14,11 @@ import blake3
 
 from limpet.engine.budget import ByteBudget
 from limpet.engine.index import Known
+from limpet.engine.outputs import Outputs
+from limpet.engine.slots import Bytes8
 from limpet.engine.staging import Snapshot
 from limpet.format import codec
+from limpet.format.choosing import CodecChooser
 from limpet.format.chunks import ChunkSource
 from limpet.workers import Workers
 
@@ -26,6 +29,8 @@ BATCH_BYTES = 16 << 20
 """Raw bytes per hop to a worker: a hop costs up to 1.5 ms beside a busy interpreter."""
 _AHEAD = 2
 """Batches encoded while one is being written."""
+_FIRST_BYTES = 4 << 20
+"""The same while nothing is known of the store, and one after the other: a fast one is not kept waiting for a codec."""
 
 
 class Encoded(NamedTuple):
@@ -50,7 +55,11 @@ class Encoded(NamedTuple):
 
 
 def encode_chunks(
-    snapshot: Snapshot, chunks: Sequence[tuple[ChunkSource, str]], known: Mapping[str, Known]
+    snapshot: Snapshot,
+    chunks: Sequence[tuple[ChunkSource, str]],
+    known: Mapping[str, Known],
+    level: int,
+    outputs: Outputs | None = None,
 ) -> list[Encoded]:
     """Hash every chunk, and encode those that are not ``known``. Runs on a worker.
 
@@ -58,8 +67,12 @@ def encode_chunks(
         snapshot: where the chunks' bytes are.
         chunks: with the codec to try on each.
         known: what may be referred to instead, by id.
+        level: of zstd.
+        outputs: where to take memory from for what is encoded; each chunk gets memory of its own by default.
     """
     encoded: list[Encoded] = []
+    out = None if outputs is None else _memory_for(chunks, outputs)
+    used_bytes = 0
     for source, name in chunks:
         raw = snapshot.read(source)
         id_ = blake3.blake3(raw.data).hexdigest()
@@ -68,11 +81,17 @@ def encode_chunks(
             encoded.append(Encoded(id_, source.raw_bytes, hit.codec, None, hit.stored_digest, hit))
             continue
         started = time.perf_counter()
-        used, stored = codec.encode(raw, codec=name)
-        seconds = time.perf_counter() - started
+        room = None if out is None else out[used_bytes : used_bytes + codec.bound(raw.size)]
+        used, stored = codec.encode(raw, codec=name, level=level, out=room)
         digest = "" if used == RAW else blake3.blake3(stored).hexdigest()
+        seconds = time.perf_counter() - started
+        used_bytes += 0 if used == RAW else len(stored)
         encoded.append(Encoded(id_, source.raw_bytes, used, stored, digest, None, seconds))
     return encoded
+
+
+def _memory_for(chunks: Sequence[tuple[ChunkSource, str]], outputs: Outputs) -> Bytes8:
+    return outputs.take(sum(codec.bound(source.raw_bytes) for source, name in chunks if name != RAW))
 
 
 def mostly_known(
@@ -112,7 +131,7 @@ class BatchStream:
         self,
         snapshot: Snapshot,
         known: Mapping[str, Known],
-        chooser: codec.CodecChooser,
+        chooser: CodecChooser,
         budget: ByteBudget,
         workers: Callable[[], Workers],
         start: int = 0,
@@ -124,6 +143,7 @@ class BatchStream:
         self._workers = workers
         self._next = start
         self._ahead: deque[_Batch] = deque()
+        self._outputs = Outputs()
 
     async def __aiter__(self) -> AsyncGenerator[tuple[int, list[Encoded]], None]:
         """Yield (index of the batch's first chunk, its encoded chunks)."""
@@ -152,9 +172,11 @@ class BatchStream:
 
     async def _fill(self) -> None:
         chunks = self._snapshot.plan.chunks
-        while len(self._ahead) <= _AHEAD and self._next < len(chunks):
+        unsure = self._chooser.awaits_store
+        ahead, most = (0, _FIRST_BYTES) if unsure else (_AHEAD, BATCH_BYTES)
+        while len(self._ahead) <= ahead and self._next < len(chunks):
             end, size = self._next, 0
-            while end < len(chunks) and (end == self._next or size + chunks[end].raw_bytes <= BATCH_BYTES):
+            while end < len(chunks) and (end == self._next or size + chunks[end].raw_bytes <= most):
                 size += chunks[end].raw_bytes
                 end += 1
             # Never wait while holding: saves that all did so would wait for each other.
@@ -169,7 +191,14 @@ class BatchStream:
         tried = [
             self._chooser.choose(source.dtype, source.raw_bytes, start + index) for index, source in enumerate(sources)
         ]
-        work = self._workers().run(encode_chunks, self._snapshot, list(zip(sources, tried, strict=True)), self._known)
+        work = self._workers().run(
+            encode_chunks,
+            self._snapshot,
+            list(zip(sources, tried, strict=True)),
+            self._known,
+            self._chooser.level,
+            self._outputs,
+        )
         return _Batch(start, tried, size, asyncio.ensure_future(work))
 
     def _learn(self, batch: _Batch, encoded: Sequence[Encoded]) -> None:

@@ -26,7 +26,7 @@ from limpet.engine.staging import Snapshot
 from limpet.engine.timing import Timing
 from limpet.errors import LimpetError, StoreError
 from limpet.failpoints import reach
-from limpet.format.codec import CodecChooser
+from limpet.format.choosing import CodecChooser
 from limpet.format.layout import PackName, pack_key
 from limpet.format.manifest import ChunkAt, Manifest, encode_manifest
 from limpet.format.record import FORMAT_VERSION, INLINE_BYTES_MAX, Commit, ManifestAt, PackUse
@@ -149,6 +149,7 @@ class Upload:
     _placed: list[_Placed] = field(default_factory=list)
     _own: dict[str, _Placed] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
+    _encoding_seconds: float = 0.0
     _manifest: Manifest | None = None
     _at: ManifestAt | None = None
 
@@ -178,15 +179,15 @@ class Upload:
     async def _try_inline(self) -> Uploaded | None:
         """The save as a record's body, if what is new of it is tiny."""
         plan = self._snapshot.plan
-        choose = self.resources.chooser.choose
+        choose, level = self.resources.chooser.choose, self.resources.chooser.level
         chunks = [(chunk, choose(chunk.dtype, chunk.raw_bytes, i)) for i, chunk in enumerate(plan.chunks)]
         if plan.raw_bytes <= _INLINE_RAW_MAX:  # too small to be worth a hop
-            encoded = encode_chunks(self._snapshot, chunks, self._known)
+            encoded = encode_chunks(self._snapshot, chunks, self._known, level)
         elif self._known and plan.raw_bytes <= _INLINE_TRIAL_MAX:
             workers = self.resources.workers(self.save)
             if not await workers.run(mostly_known, self._snapshot, plan.chunks, self._known, _INLINE_RAW_MAX):
                 return None
-            encoded = await workers.run(encode_chunks, self._snapshot, chunks, self._known)
+            encoded = await workers.run(encode_chunks, self._snapshot, chunks, self._known, level)
         else:
             return None
         body = b"".join(self._place(encoded, "", 0)[0])
@@ -204,7 +205,7 @@ class Upload:
         failed_since: float | None = None
         for attempt, delay in enumerate(backoff_delays(RetryPolicy()), 1):
             key = pack_key(PackName(self.resources.epoch, self.number, secrets.token_hex(4), 0, part))
-            started = timing.clock()
+            started, self._encoding_seconds = timing.clock(), 0.0
             left = timing.upload_deadline - (0.0 if failed_since is None else started - failed_since)
             # Half of the time at first: a connection may be dead, and the next one good. A moment is left always,
             # for the store's own words.
@@ -222,7 +223,7 @@ class Upload:
             else:
                 reach("save.pack_done")
                 self._sizes[key] = size
-                self.resources.chooser.observe_store(size, timing.clock() - started)
+                self.resources.chooser.observe_store(size, timing.clock() - started - self._encoding_seconds)
                 return
 
     async def _put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], patience: float) -> int:
@@ -251,13 +252,20 @@ class Upload:
         """The pack's content, and as a side effect the places of its chunks."""
         offset = 0
         target = self._pack_bytes()
+        clock, chooser = self.resources.timing.clock, self.resources.chooser
         async with aclosing(self._batches(start)) as batches:
+            asked = clock()
             async for _, batch in batches:
+                self._encoding_seconds += clock() - asked
+                before = offset
                 part, offset = self._place(batch, key, offset)
                 self.save.share_encoded = len(self._placed) / len(self._snapshot.plan.chunks)
                 if part:
+                    handed = clock()
                     yield part
                     reach("save.part_sent")
+                    chooser.observe_store(offset - before, clock() - handed, durable=False)
+                asked = clock()
                 if offset >= target and len(self._placed) < len(self._snapshot.plan.chunks):
                     return
         self.save.encoded_seconds = self.save.elapsed()

@@ -31,7 +31,7 @@ from limpet.errors import LimpetError, NotFoundError, StoreError
 from limpet.events import Committed, Deleted, Event, Failed, Opened, Retried, Superseded, warn_gently
 from limpet.failpoints import reach
 from limpet.format import retention
-from limpet.format.codec import CodecChooser
+from limpet.format.choosing import CodecChooser
 from limpet.format.record import Record, from_ranges, to_ranges
 from limpet.format.standing import Standing
 from limpet.pending import Phase
@@ -99,7 +99,7 @@ class RunWriter:
         self.committed: tuple[CheckpointInfo, ...] = ()
         self.reader = Reader(store, encoders.urgent)
         self._bases = Bases(store, settings.timing)
-        self._chooser = CodecChooser(settings.compression)
+        self._chooser = CodecChooser(settings.compression, threads=niced.count)
         self._log_lock = anyio.Lock()
         self._tail: anyio.Event | None = None
         self._last_start = float("-inf")
