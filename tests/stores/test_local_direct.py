@@ -133,6 +133,18 @@ def test_a_buffer_may_change_once_it_was_written() -> None:
     assert disk.data == b"\x07" * 100
 
 
+def test_without_memory_to_gather_in_the_ordinary_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    parts = [[pages(2 * BLOCK), pages(100)], [pages(3 * BLOCK)]]
+    monkeypatch.setattr("limpet.stores.local_direct.mmap.mmap", refuse)
+    disk = StrictDisk()
+    write(disk, parts)
+    assert disk.data == b"".join(buffer for part in parts for buffer in part)
+    assert (disk.direct_bytes, disk.misaligned) == (2 * BLOCK, 0)
+
+
 def test_the_memory_of_one_file_serves_the_next() -> None:
     gathering = Gathering()
     for _ in range(3):

@@ -35,9 +35,14 @@ class Gathering:
     def __init__(self) -> None:
         self._spare: list[npt.NDArray[np.uint8]] = []
 
-    def take(self) -> npt.NDArray[np.uint8]:
-        """Page-aligned memory."""
-        return self._spare.pop() if self._spare else np.frombuffer(mmap.mmap(-1, _GATHER_BYTES), np.uint8)
+    def take(self) -> npt.NDArray[np.uint8] | None:
+        """Page-aligned memory; ``None`` if there is none."""
+        if self._spare:
+            return self._spare.pop()
+        try:
+            return np.frombuffer(mmap.mmap(-1, _GATHER_BYTES), np.uint8)
+        except (OSError, MemoryError):  # ENOMEM: mmap(2) says it in its own way
+            return None
 
     def give_back(self, memory: npt.NDArray[np.uint8]) -> None:
         """It is not used any more; one piece is kept."""
@@ -108,6 +113,8 @@ class Output:
     def _gather(self, view: memoryview) -> None:
         if self._memory is None and self._gathering is not None:
             self._memory = self._gathering.take()
+            if self._memory is None:
+                self._use_page_cache()
         while self._direct and self._memory is not None and view:
             piece = view[: self._memory.size - self._held]
             # Not by slices of memoryviews: they hold the interpreter lock.
