@@ -16,7 +16,7 @@ from typing import Any
 from limpet import Checkpointer, Run, StoreError
 from limpet.engine.timing import Timing
 from limpet.pending import Completion
-from limpet.stores.base import Bytes, Entry, Store
+from limpet.stores.base import Bytes, Entry, Seen, Store, scatter
 from limpet.stores.memory import MemoryStore
 from limpet.stores.retry import Retrying, RetryPolicy
 from limpet.writing import Writing
@@ -136,12 +136,12 @@ class Faulty:
     async def get_range(self, key: str, offset: int, size: int) -> Bytes:
         return await self._strike("get_range", key, lambda: self.store.get_range(key, offset, size))
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
         async def read() -> Bytes:
-            await self.store.read_into(key, offset, target)
-            return bytes(target)
+            await self.store.read_into(key, offset, targets)
+            return b"".join(targets)
 
-        target[:] = await self._strike("read_into", key, read)
+        scatter(await self._strike("read_into", key, read), targets)
 
     async def list(self, prefix: str) -> list[Entry]:
         return await self._strike("list", prefix, lambda: self.store.list(prefix))

@@ -150,8 +150,8 @@ FAULT_PAGE = (
     one(
         "decompress-a-chunk-before-its-digest",
         READER,
-        "if blake3.blake3(stored).hexdigest() != chunk.stored_digest:",
-        "if not chunk.stored_digest:",
+        "if not checked and blake3.blake3(stored).hexdigest() != _stored_digest(chunk):",
+        "if not checked and not _stored_digest(chunk):",
         ON_GAPS,
         "never_decoded",
     ),

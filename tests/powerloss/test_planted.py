@@ -176,7 +176,7 @@ def test_every_call_of_the_store_refuses_what_is_planted(
             refused = [
                 lambda: store.get(RECORD),
                 lambda: store.get_range(RECORD, 0, 1),
-                lambda: store.read_into(RECORD, 0, memoryview(bytearray(1))),
+                lambda: store.read_into(RECORD, 0, [memoryview(bytearray(1))]),
                 lambda: store.settle(RECORD),
                 lambda: store.create(below, b"mine"),
             ]

@@ -19,6 +19,7 @@ from tests.powerloss.lives import CHILD, RUN, Story, main_life, next_life, place
 from tests.powerloss.recovery import _records
 
 from limpet.format import chunks, layout
+from limpet.stores import local_objects
 
 SITES = call_sites()
 PARTS = 12
@@ -36,10 +37,12 @@ def base() -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_numbers() -> Iterator[None]:
-    """Folders of four records, so that a short log has several; chunks that a small state shares with the next."""
+    """Folders of four records, so that a short log has several; chunks that a small state shares with the next; some
+    packs that go past the page cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "_RECORDS_PER_FOLDER", 4)
         patch.setattr(chunks, "SHARED_BYTES", 4096)
+        patch.setattr(local_objects, "DIRECT_FROM_BYTES", 4096)
         yield
 
 

@@ -14,7 +14,7 @@ from tests.simulation.plan import Fault, Outage
 from tests.simulation.world import Crashed, Process, World
 
 from limpet.errors import CorruptError, StoreError
-from limpet.stores.base import NO_SPACE, Bytes, Entry, KeyExistsError, KeyMissingError
+from limpet.stores.base import NO_SPACE, Bytes, Entry, KeyExistsError, KeyMissingError, Seen, scatter
 
 __all__ = ["Disk", "SimStore", "Watcher"]
 
@@ -136,8 +136,9 @@ class SimStore:
     async def get_range(self, key: str, offset: int, size: int) -> Bytes:
         return await self._read("get_range", key, lambda: self._slice(key, offset, size), offset)
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
-        target[:] = await self._read("read_into", key, lambda: self._slice(key, offset, len(target)), offset)
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
+        size = sum(map(len, targets))
+        scatter(await self._read("read_into", key, lambda: self._slice(key, offset, size), offset), targets)
 
     async def list(self, prefix: str) -> list[Entry]:
         fault = self._enter("list")

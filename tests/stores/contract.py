@@ -119,7 +119,7 @@ class StoreContract(ListingContract):
         assert await store.put(PACK, parts_of([data[:third], data[third:-7]], [data[-7:]]), size_hint=1) == len(data)
         assert [each.size for each in await store.list("data/")] == [len(data)]
         found = bytearray(len(data))
-        await store.read_into(PACK, 0, memoryview(found))
+        await store.read_into(PACK, 0, [memoryview(found)])
         assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
         edge = parts * self.part_bytes
         tail = min(5, len(data) - (edge - 9))
@@ -206,14 +206,26 @@ class StoreContract(ListingContract):
         with pytest.raises(CorruptError):
             await store.get_range(PACK, offset, size)
         with pytest.raises(CorruptError):
-            await store.read_into(PACK, offset, memoryview(bytearray(size)))
+            await store.read_into(PACK, offset, [memoryview(bytearray(size))])
 
     async def test_a_read_fills_exactly_its_target(self, store: Store) -> None:
         data = bytes(range(256)) * 4096
         await store.put(PACK, parts_of([data]))
         whole = bytearray(len(data) + 2)
-        await store.read_into(PACK, 100, memoryview(whole)[1 : len(data) - 99])
+        await store.read_into(PACK, 100, [memoryview(whole)[1 : len(data) - 99]])
         assert whole == b"\0" + data[100:] + bytes(101)
+
+    async def test_a_read_fills_targets_one_after_the_other(self, store: Store) -> None:
+        data = bytes(range(256)) * 4096
+        await store.put(PACK, parts_of([data]))
+        targets = [bytearray(size) for size in (1, 0, 4096, 500_000)]
+        shown: dict[int, bytes] = {}
+        await store.read_into(
+            PACK, 3, [memoryview(each) for each in targets], lambda at, piece: shown.update({at: bytes(piece)})
+        )
+        expected = data[3 : 3 + sum(map(len, targets))]
+        assert b"".join(targets) == expected
+        assert b"".join(shown.values()) in (b"", expected)
 
     async def test_an_object_above_the_limit_is_not_read(self, store: Store) -> None:
         await store.put(PACK, parts_of([bytes(RECORD_BYTES_MAX + 1)]))
@@ -231,7 +243,7 @@ class StoreContract(ListingContract):
             store.get(RECORD),
             store.get_range(RECORD, 0, 1),
             store.get_range(RECORD, 0, 0),
-            store.read_into(RECORD, 0, memoryview(bytearray(1))),
+            store.read_into(RECORD, 0, [memoryview(bytearray(1))]),
             store.settle(RECORD),
             store.get("no/such/folder"),
         ):

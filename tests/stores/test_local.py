@@ -263,7 +263,7 @@ async def test_short_reads_are_continued_to_the_end(tmp_path: Path) -> None:
         assert await store.get(RECORD) == b"0123456789"
         assert await store.get_range(RECORD, 1, 8) == b"12345678"
         with pytest.raises(CorruptError):
-            await store.read_into(RECORD, 1, memoryview(bytearray(10)))
+            await store.read_into(RECORD, 1, [memoryview(bytearray(10))])
 
 
 async def test_a_read_error_of_the_disk_is_not_corruption(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ BUSY = StoreError("503", transient=True)
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "get": lambda store: store.get("a"),
     "get_range": lambda store: store.get_range("a", 0, 1),
-    "read_into": lambda store: store.read_into("a", 0, memoryview(bytearray(1))),
+    "read_into": lambda store: store.read_into("a", 0, [memoryview(bytearray(1))]),
     "list": lambda store: store.list(""),
     "settle": lambda store: store.settle("a"),
     "delete": lambda store: store.delete("a"),

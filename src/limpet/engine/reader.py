@@ -68,19 +68,65 @@ class _Run:
         end = self.offset + self.stored_bytes
         return pack == self.pack and chunk.offset == end and self.stored_bytes + chunk.stored_bytes <= _RUN_BYTES
 
-    def direct_target(self) -> Bytes8 | None:
-        """The one stretch of memory that the whole run can be read into, if there is one."""
-        if not self.chunks or not self.chunks[0][1]:
+    def targets(self) -> list[Bytes8] | None:
+        """Where each chunk is to be read into: to its place, if that is one and takes the chunk as it is stored.
+
+        ``None`` if that is so of no chunk. The others get memory of their own.
+        """
+        places = [_place_of(chunk, pieces) for chunk, pieces in self.chunks]
+        if all(place is None for place in places):
             return None
-        first = self.chunks[0][1][0]
-        position = first.start
-        for chunk, pieces in self.chunks:
-            if chunk.codec != RAW or len(pieces) != 1 or pieces[0].nbytes != chunk.raw_bytes:
-                return None
-            if pieces[0].whole is not first.whole or pieces[0].start != position:
-                return None
-            position += chunk.raw_bytes
-        return first.whole[first.start : position]
+        return [
+            np.empty(chunk.stored_bytes, np.uint8) if place is None else place
+            for place, (chunk, _) in zip(places, self.chunks, strict=True)
+        ]
+
+
+def _place_of(chunk: ChunkAt, pieces: Sequence[_Piece]) -> Bytes8 | None:
+    if chunk.codec == RAW and len(pieces) == 1 and pieces[0].nbytes == chunk.raw_bytes:
+        return pieces[0].target
+    return None
+
+
+class _Watch:
+    """Checks the stored bytes of a run's chunks as they are read.
+
+    Attributes:
+        done: whether all of them were seen, and are right.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._begin()
+
+    def __call__(self, position: int, piece: memoryview) -> None:
+        """See ``Seen``.
+
+        Raises:
+            CorruptError: the chunk that ends in ``piece`` is damaged.
+        """
+        if position == 0:
+            self._begin()
+        while piece:
+            chunk, _ = self._run.chunks[self._index]
+            part = piece[: chunk.stored_bytes - self._hashed]
+            self._hash.update(part)
+            self._hashed += len(part)
+            piece = piece[len(part) :]
+            if self._hashed == chunk.stored_bytes:
+                if self._hash.hexdigest() != _stored_digest(chunk):
+                    raise _damaged(self._run, chunk)
+                self._next(self._index + 1)
+
+    def _begin(self) -> None:
+        self.done = False
+        self._next(0)
+
+    def _next(self, index: int) -> None:
+        self._index = index
+        self._hash = blake3.blake3()
+        self._hashed = 0
+        self.done = index == len(self._run.chunks)
 
 
 class Reader:
@@ -198,14 +244,16 @@ class Reader:
             stored: Bytes = opened.body[run.offset : run.offset + run.stored_bytes]
             _decode_run(run, stored)
             return
-        target = run.direct_target()
-        if target is None:
+        targets = run.targets()
+        if targets is None:
             stored = await self._fetch(run.pack, run.offset, run.stored_bytes)
             await self._workers.run(_decode_run, run, stored)
             return
+        watch = _Watch(run)
         with _blaming(run.pack):
-            await self._store.read_into(run.pack, run.offset, target.data)
-        await self._workers.run(_check_direct, run)
+            await self._store.read_into(run.pack, run.offset, [target.data for target in targets], watch)
+        if not watch.done or any(_place_of(*chunk) is None for chunk in run.chunks):
+            await self._workers.run(_settle_run, run, targets, watch.done)
 
     async def _fetch(self, pack: str, offset: int, size: int) -> Bytes:
         with _blaming(pack):
@@ -269,9 +317,13 @@ def _group(manifest: Manifest, chunks: Iterable[tuple[ChunkAt, list[_Piece]]]) -
     return runs
 
 
-def _check_direct(run: _Run) -> None:
-    for chunk, pieces in run.chunks:
-        _check_id(run, chunk, pieces[0].target)
+def _settle_run(run: _Run, targets: Sequence[Bytes8], checked: bool) -> None:
+    """Finish chunks whose stored bytes were read into ``targets``; ``checked`` says that those are right."""
+    for (chunk, pieces), target in zip(run.chunks, targets, strict=True):
+        if _place_of(chunk, pieces) is None:
+            _decode_chunk(run, chunk, pieces, target.data, checked=checked)
+        elif not checked:
+            _check_id(run, chunk, target)
 
 
 def _decode_run(run: _Run, stored: Bytes) -> None:
@@ -284,21 +336,28 @@ def _decode_run(run: _Run, stored: Bytes) -> None:
         start += chunk.stored_bytes
 
 
-def _decode_chunk(run: _Run, chunk: ChunkAt, pieces: Sequence[_Piece], stored: memoryview) -> None:
+def _decode_chunk(
+    run: _Run, chunk: ChunkAt, pieces: Sequence[_Piece], stored: memoryview, *, checked: bool = False
+) -> None:
+    if not checked and blake3.blake3(stored).hexdigest() != _stored_digest(chunk):
+        raise _damaged(run, chunk)
     if chunk.codec == RAW:
         raw = np.frombuffer(stored, dtype=np.uint8)
+    elif len(pieces) == 1 and pieces[0].nbytes == chunk.raw_bytes:
+        codec.decode(chunk.codec, stored, pieces[0].target)
+        _check_id(run, chunk, pieces[0].target)
+        return
     else:
-        if blake3.blake3(stored).hexdigest() != chunk.stored_digest:
-            raise _damaged(run, chunk)
-        if len(pieces) == 1 and pieces[0].nbytes == chunk.raw_bytes:
-            codec.decode(chunk.codec, stored, pieces[0].target)
-            _check_id(run, chunk, pieces[0].target)
-            return
         raw = np.empty(chunk.raw_bytes, dtype=np.uint8)
         codec.decode(chunk.codec, stored, raw)
-    _check_id(run, chunk, raw)
+        _check_id(run, chunk, raw)
     for piece in pieces:
         np.copyto(piece.target, raw[piece.offset : piece.offset + piece.nbytes])
+
+
+def _stored_digest(chunk: ChunkAt) -> str:
+    """Of the bytes as they are stored: of a raw chunk, that is its id."""
+    return chunk.id if chunk.codec == RAW else chunk.stored_digest
 
 
 def _check_id(run: _Run, chunk: ChunkAt, raw: Bytes8) -> None:

@@ -6,7 +6,7 @@ Foreign exceptions never leave an adapter: they come out as the errors below.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -22,13 +22,17 @@ __all__ = [
     "Entry",
     "KeyExistsError",
     "KeyMissingError",
+    "Seen",
     "Store",
     "check_size",
+    "scatter",
     "split_key",
 ]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 """Anything with a C-contiguous buffer of unsigned bytes (format ``B``, one dimension)."""
+Seen: TypeAlias = Callable[[int, memoryview], None]
+"""Is shown a piece of what is read, and its position in it; on any thread."""
 
 
 NOT_DURABLE = "create_unknown"
@@ -98,8 +102,12 @@ class Store(Protocol):
         """
         ...
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
-        """Fill ``target`` (writable, contiguous bytes) from ``offset``; errors as ``get_range``."""
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
+        """Fill ``targets`` (writable, contiguous bytes), one after the other, from ``offset``; errors as ``get_range``.
+
+        A store through whose hands the bytes go may show them to ``seen`` while they are in the processor's cache:
+        all of them, in order, from position 0 again if it begins anew. What ``seen`` raises ends the read.
+        """
         ...
 
     async def list(self, prefix: str) -> list[Entry]:
@@ -191,6 +199,14 @@ def check_size(where: str, size: int, limit: int) -> None:
     """Raise the ``CorruptError`` of ``Store.get`` if an object of ``size`` bytes is above ``limit``."""
     if size > limit:
         raise CorruptError(f"{where} has {size} bytes; at most {limit} are allowed.", kind="too_large")
+
+
+def scatter(found: Bytes, targets: Sequence[memoryview]) -> None:
+    """Copy what was read whole to the ``targets`` of a ``Store.read_into``."""
+    rest = memoryview(found)
+    for target in targets:
+        target[:] = rest[: len(target)]
+        rest = rest[len(target) :]
 
 
 def split_key(key: str) -> tuple[str, ...]:

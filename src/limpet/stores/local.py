@@ -12,8 +12,9 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from typing import Any, TypeVar
 
 from limpet.errors import StoreError, UsageError
-from limpet.stores.base import GET_BYTES_MAX, NO_SPACE, Bytes, Entry, split_key
+from limpet.stores.base import GET_BYTES_MAX, NO_SPACE, Bytes, Entry, Seen, split_key
 from limpet.stores.lanes import end_lanes
+from limpet.stores.local_direct import Gathering
 from limpet.stores.local_files import FileOps, Folders, explained, make_root
 from limpet.stores.local_lock import WriterLock
 from limpet.stores.local_objects import (
@@ -51,6 +52,7 @@ class _Lanes:
         self.reads = Workers(2, "limpet-reads")
         self.control_folders = Folders(files, root)
         self.data_folders = Folders(files, root)
+        self.gathering = Gathering()
         self.reserve = Reserve(files, root)
         self.users = 0
         self.pid = os.getpid()
@@ -59,6 +61,7 @@ class _Lanes:
         """End the threads after what they were given, and close the folders."""
         self.control.submit(self.control_folders.close)
         self.data.submit(self.data_folders.close)
+        self.data.submit(self.gathering.close)
         await end_lanes(self.control, self.data, self.reads)
 
 
@@ -93,9 +96,10 @@ class LocalStore:
         """See ``Store.get_range``."""
         return await self._run(self._lanes.reads, read_range, self._files, self._root, self._at(key), offset, size)
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
         """See ``Store.read_into``."""
-        await self._run(self._lanes.reads, read_into, self._files, self._root, self._at(key), offset, target)
+        lane = self._lanes.reads
+        await self._run(lane, read_into, self._files, self._root, self._at(key), offset, targets, seen)
 
     async def list(self, prefix: str) -> list[Entry]:
         """See ``Store.list``. The store's own temporary files and lock are left out."""
@@ -110,7 +114,7 @@ class LocalStore:
     async def put(self, key: str, parts: AsyncIterable[Sequence[Bytes]], *, size_hint: int = 0) -> int:
         """See ``Store.put``. A cancelled put is cleaned up by its thread, soon after this has returned."""
         lane = self._lanes.data
-        pending = PendingFile(self._lanes.data_folders, self._home, self._at(key))
+        pending = PendingFile(self._lanes.data_folders, self._home, self._at(key), self._lanes.gathering)
         try:
             async for part in parts:
                 await self._run(lane, pending.write, part)

@@ -7,6 +7,7 @@ fsync of its parent. Everything here blocks: it runs on worker threads, each ``F
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import sys
@@ -69,13 +70,21 @@ class FileOps:
     def writev(self, fd: int, buffers: Sequence[Bytes]) -> int:
         return os.writev(fd, buffers)
 
+    def set_direct(self, fd: int, direct: bool) -> bool:
+        """Have what is written go past the page cache, or through it again; whether the file system goes along."""
+        flag = getattr(os, "O_DIRECT", 0)
+        try:
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | flag if direct else flags & ~flag)
+        except OSError:
+            return False
+        return flag != 0
+
     def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         return os.preadv(fd, buffers, offset)
 
     def fsync(self, fd: int) -> None:
         if sys.platform == "darwin":  # there fsync stops at the drive's cache: fcntl(2)
-            import fcntl
-
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         else:
             os.fsync(fd)

@@ -14,10 +14,14 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+import numpy as np
+
 from limpet.errors import CorruptError, StoreError, UsageError
-from limpet.stores.base import Bytes, Entry, KeyExistsError, KeyMissingError, check_size
+from limpet.stores.base import Bytes, Entry, KeyExistsError, KeyMissingError, Seen, check_size
+from limpet.stores.local_direct import DIRECT_FROM_BYTES, Gathering, Output
 from limpet.stores.local_files import FOLDER_FLAGS, FileOps, Folders, close_read, explained, folder, sync_folder
 from limpet.stores.local_reserve import RESERVE_NAME
+from limpet.stores.showing import show_and_fill
 
 __all__ = [
     "LOCK_NAME",
@@ -38,7 +42,6 @@ TEMPORARY_NAME = "tmp"
 LOCK_NAME = "writer.lock"
 OWN_NAMES = frozenset({TEMPORARY_NAME, LOCK_NAME, RESERVE_NAME})
 """What the store keeps in a run's root for itself: no objects."""
-_BUFFERS_PER_WRITE = 1024  # IOV_MAX on Linux and macOS
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO in the way must not block the open
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -52,10 +55,19 @@ class PendingFile:
         folders: of the thread on which all methods are called.
         home: segments of the run's root, which has the ``tmp`` folder.
         segments: the key's, home included.
+        gathering: of the same thread, for files that may be large: they go past the page cache, if they can.
     """
 
-    def __init__(self, folders: Folders, home: tuple[str, ...], segments: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        folders: Folders,
+        home: tuple[str, ...],
+        segments: tuple[str, ...],
+        gathering: Gathering | None = None,
+    ) -> None:
         self.size = 0
+        self._gathering = gathering
+        self._output: Output | None = None
         self._folders = folders
         self._files = folders.files
         self._temporary = (*home, TEMPORARY_NAME)
@@ -70,11 +82,11 @@ class PendingFile:
         """Append the buffers."""
         with explained(f"writing {self._where}"):
             fd = self._begin()
-            views = [memoryview(buffer) for buffer in buffers if len(buffer)]
-            while views:
-                written = self._files.writev(fd, views[:_BUFFERS_PER_WRITE])
-                self.size += written
-                _advance(views, written)
+            if self._output is None:
+                is_large = sum(map(len, buffers)) >= DIRECT_FROM_BYTES
+                self._output = Output(self._files, fd, self._gathering if is_large else None)
+            self._output.write(buffers)
+            self.size = self._output.size
 
     def publish(self) -> int:
         """Make the file durable and visible; its size."""
@@ -117,6 +129,8 @@ class PendingFile:
         """fsync and close: nothing more can be written."""
         fd = self._begin()
         try:
+            if self._output is not None:
+                self._output.finish()
             self._files.fsync(fd)
         finally:  # also after a failed fsync: the file is never touched again
             self._fd = None
@@ -124,6 +138,8 @@ class PendingFile:
 
     def abandon(self) -> None:
         """Remove every trace, the published name included. Never raises."""
+        if self._output is not None:
+            self._output.discard()
         with suppress(OSError, UsageError):
             if self._fd is not None:
                 fd, self._fd = self._fd, None
@@ -187,17 +203,6 @@ class PendingFile:
             self._files.unlink(name, dir_fd=folder_fd)
 
 
-def _advance(views: list[memoryview], written: int) -> None:
-    """Drop from ``views`` what a write, which may be short, has taken."""
-    done = 0
-    while done < len(views) and written >= len(views[done]):
-        written -= len(views[done])
-        done += 1
-    del views[:done]
-    if written:
-        views[0] = views[0][written:]
-
-
 def create_file(folders: Folders, home: tuple[str, ...], segments: tuple[str, ...], data: bytes) -> None:
     """Write ``data`` under a name that must be free; durable on return. Raises as ``PendingFile.publish_new``."""
     pending = PendingFile(folders, home, segments)
@@ -230,20 +235,32 @@ def read_whole(files: FileOps, root: str, segments: tuple[str, ...], limit: int)
         return bytes(data)
 
 
-def read_range(files: FileOps, root: str, segments: tuple[str, ...], offset: int, size: int) -> bytearray:
+def read_range(files: FileOps, root: str, segments: tuple[str, ...], offset: int, size: int) -> memoryview:
     """``size`` bytes of a file from ``offset``; nothing is allocated for a range that is not there."""
     with _reading("reading", root, segments), _opened(files, root, segments) as fd:
         if offset + size > files.fstat(fd).st_size:
             raise _short(segments, offset + size, files.fstat(fd).st_size)
-        data = bytearray(size)
-        _fill(files, fd, memoryview(data), offset, segments)
+        data = np.empty(size, np.uint8).data  # unlike a bytearray's, its memory is not cleared first
+        _fill(files, fd, data, offset, segments)
         return data
 
 
-def read_into(files: FileOps, root: str, segments: tuple[str, ...], offset: int, target: memoryview) -> None:
-    """Fill ``target`` from ``offset`` of a file, without an intermediate copy."""
+def read_into(
+    files: FileOps,
+    root: str,
+    segments: tuple[str, ...],
+    offset: int,
+    targets: Sequence[memoryview],
+    seen: Seen | None = None,
+) -> None:
+    """Fill ``targets`` from ``offset`` of a file on; see ``Store.read_into``."""
     with _reading("reading", root, segments), _opened(files, root, segments) as fd:
-        _fill(files, fd, target, offset, segments)
+        if seen is not None:
+            show_and_fill(lambda target, at: _fill(files, fd, target, offset + at, segments), targets, seen)
+            return
+        for target in targets:
+            _fill(files, fd, target, offset, segments)
+            offset += len(target)
 
 
 def delete_file(files: FileOps, root: str, segments: tuple[str, ...], keep_folders: int) -> None:

@@ -9,7 +9,17 @@ from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
 
 from limpet.errors import CorruptError, HeldError
-from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyExistsError, KeyMissingError, check_size, split_key
+from limpet.stores.base import (
+    GET_BYTES_MAX,
+    Bytes,
+    Entry,
+    KeyExistsError,
+    KeyMissingError,
+    Seen,
+    check_size,
+    scatter,
+    split_key,
+)
 
 __all__ = ["MemoryStore"]
 
@@ -61,9 +71,9 @@ class MemoryStore:
             raise CorruptError(f"{key} ends at byte {len(data)}, before byte {offset + size}", kind="truncated")
         return data[offset : offset + size]
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
-        """See ``Store.read_into``."""
-        target[:] = await self.get_range(key, offset, len(target))
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
+        """See ``Store.read_into``; nothing is shown."""
+        scatter(await self.get_range(key, offset, sum(map(len, targets))), targets)
 
     async def list(self, prefix: str) -> list[Entry]:
         """See ``Store.list``."""

@@ -14,7 +14,7 @@ import obstore
 
 from limpet.errors import CorruptError, LimpetError, StoreError, UsageError
 from limpet.format.layout import FORMAT_KEY
-from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyMissingError, check_size, split_key
+from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyMissingError, Seen, check_size, split_key
 from limpet.stores.lanes import end_lanes, refuse_after_fork, use_client
 from limpet.stores.object_errors import object_error
 from limpet.stores.probe import prove_creates
@@ -130,10 +130,12 @@ class ObjectStore:
         await self._require(key, offset + size)
         raise StoreError(f"reading {self.url}/{key}: fewer than {size} bytes came", kind="short_read", transient=True)
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
-        """See ``Store.read_into``."""
-        found = await self.get_range(key, offset, len(target))
-        await self._copy(target, memoryview(found))
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
+        """See ``Store.read_into``; nothing is shown: what came over the network is not in the cache."""
+        found = memoryview(await self.get_range(key, offset, sum(map(len, targets))))
+        for target in targets:
+            await self._copy(target, found[: len(target)])
+            found = found[len(target) :]
 
     async def list(self, prefix: str) -> list[Entry]:
         """See ``Store.list``."""

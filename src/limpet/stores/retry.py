@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from limpet.errors import StoreError
-from limpet.stores.base import GET_BYTES_MAX, NO_SPACE, Bytes, Entry, Store
+from limpet.stores.base import GET_BYTES_MAX, NO_SPACE, Bytes, Entry, Seen, Store
 
 __all__ = ["RetryPolicy", "Retrying", "backoff_delays"]
 
@@ -99,9 +99,9 @@ class Retrying:
         """See ``Store.get_range``."""
         return await self._retry("get_range", key, lambda: self.store.get_range(key, offset, size))
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
         """See ``Store.read_into``."""
-        await self._retry("read_into", key, lambda: self.store.read_into(key, offset, target))
+        await self._retry("read_into", key, lambda: self.store.read_into(key, offset, targets, seen))
 
     async def list(self, prefix: str) -> list[Entry]:
         """See ``Store.list``."""

@@ -17,7 +17,7 @@ from limpet.errors import CorruptError, FormatError, UntrustedError
 from limpet.format.layout import LOG_PREFIX, log_key, parse_log_key
 from limpet.format.record import decode_record, intact_digest, record_bytes
 from limpet.format.seal import SEAL_BYTES, Seal
-from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyMissingError, Store
+from limpet.stores.base import GET_BYTES_MAX, Bytes, Entry, KeyMissingError, Seen, Store
 from limpet.stores.head_memory import HeadMemory, Remembered
 from limpet.stores.lanes import end_lanes
 from limpet.workers import Workers
@@ -86,9 +86,9 @@ class Sealed:
         """See ``Store.get_range``."""
         return await self.store.get_range(key, offset, size)
 
-    async def read_into(self, key: str, offset: int, target: memoryview) -> None:
+    async def read_into(self, key: str, offset: int, targets: Sequence[memoryview], seen: Seen | None = None) -> None:
         """See ``Store.read_into``."""
-        await self.store.read_into(key, offset, target)
+        await self.store.read_into(key, offset, targets, seen)
 
     async def list(self, prefix: str) -> list[Entry]:
         """See ``Store.list``."""

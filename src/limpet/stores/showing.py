@@ -1,0 +1,68 @@
+"""Showing what is read to whoever checks it, while it is in the processor's cache.
+
+A piece is read into a little memory that stays in the cache, is shown there, and is copied to its place from there: on
+the way over main memory, which bounds all of this, the bytes go once instead of three times. That takes
+many short calls. Each of them must win the interpreter lock back, which a busy thread of pure Python gives
+away every 5 ms only: beside one, large pieces are read to their places and shown there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from limpet.stores.base import Seen
+
+__all__ = ["show_and_fill"]
+
+_CACHED_BYTES = 256 << 10
+"""Half of the second-level cache of the smallest processors that matter; a quarter of those of today."""
+_STRETCH_BYTES = 4 << 20
+"""After so many bytes it is looked at anew whether short calls are worth it."""
+_PATIENCE = 8
+"""Times the processor's. Beside a thread of pure Python it is about 100; where other programs want the processor, 2."""
+
+
+def show_and_fill(read: Callable[[memoryview, int], None], targets: Sequence[memoryview], seen: Seen) -> None:
+    """Fill ``targets`` one after the other, and show all of it to ``seen``.
+
+    Args:
+        read: fills memory from a position.
+        targets: writable bytes.
+        seen: as for ``Store.read_into``.
+    """
+    cached = np.empty(_CACHED_BYTES, np.uint8)
+    position = 0
+    alone = True
+    for target in targets:
+        done = 0
+        while done < len(target):
+            stretch = target[done : done + _STRETCH_BYTES] if alone else target[done:]
+            wall, busy = time.monotonic(), time.thread_time()
+            if alone:
+                _by_pieces(read, stretch, position, seen, cached)
+            else:
+                read(stretch, position)
+                seen(position, stretch)
+            # Who waits nearly all of the time waits for the lock, or for the disk: few calls suit both.
+            alone = time.monotonic() - wall < _PATIENCE * (time.thread_time() - busy) + 0.001
+            done += len(stretch)
+            position += len(stretch)
+
+
+def _by_pieces(
+    read: Callable[[memoryview, int], None],
+    stretch: memoryview,
+    position: int,
+    seen: Seen,
+    cached: np.ndarray[tuple[int], np.dtype[np.uint8]],
+) -> None:
+    target = np.frombuffer(stretch, np.uint8)
+    for start in range(0, len(target), _CACHED_BYTES):
+        place = target[start : start + _CACHED_BYTES]
+        piece = cached[: len(place)]
+        read(piece.data, position + start)
+        seen(position + start, piece.data)
+        np.copyto(place, piece)
