@@ -6,6 +6,7 @@ from limpet.engine.memory import default_limit_bytes
 from limpet.engine.slots import MemoryBudget
 from limpet.engine.staging import Copier
 from limpet.loop import EngineLoop
+from limpet.remote.launch import Launched
 from limpet.remote.link import Link
 from limpet.workers import Workers
 
@@ -15,7 +16,7 @@ __all__ = ["Threads"]
 class Threads:
     """The loop and the threads, and the writer's process if there is to be one, that a run and its children share."""
 
-    def __init__(self, memory_limit: int | None, *, with_process: bool) -> None:
+    def __init__(self, memory_limit: int | None, *, with_process: bool, launched: Launched | None = None) -> None:
         self.loop = EngineLoop()
         self.niced = Workers(2, "limpet-encode", niced=True)
         self.urgent = Workers(2, "limpet-urgent")
@@ -26,7 +27,7 @@ class Threads:
             self.niced.start()
         self.urgent.start()
         try:
-            self.link = Link(self.loop.call_soon) if with_process else None
+            self.link = Link(self.loop.call_soon, launched) if with_process else None
         except BaseException:
             self.link = None
             self.close(0.0)
