@@ -22,6 +22,7 @@ from limpet.lazy import LazySaves, Mutating
 from limpet.loop import EngineLoop, Operation, Wait, in_thread
 from limpet.pending import Completion, PendingWrite, engine_threads
 from limpet.reading import Reading
+from limpet.remote.launch import Launched
 from limpet.remote.messages import Place
 from limpet.session import Session, SessionSettings
 from limpet.settings import Settings
@@ -71,6 +72,8 @@ class Holding(Reading):
                 kind="engine",
             )
         self._place = place
+        # It imports what it needs while the caller makes ready.
+        self._early = Launched() if place is not None and parent is None else None
         self._store = store
         self._settings = settings
         self._name = name
@@ -208,7 +211,8 @@ class Holding(Reading):
         if parent is not None:
             return Session(self._store, self._session_settings(), parent)
         try:
-            beginning = in_thread(lambda: Session(self._store, self._session_settings()))
+            early, self._early = self._early, None
+            beginning = in_thread(lambda: Session(self._store, self._session_settings(), launched=early))
         except RuntimeError as error:  # from Python 3.12 on
             raise UsageError(
                 f"{self._store.url} cannot be opened now that the program ends: {error}.",
@@ -300,6 +304,8 @@ class Holding(Reading):
                 opened = self._opened
                 if opened is None:
                     self._closed = True
+                    if self._early is not None:
+                        self._early.end(0.0)
                     return self._session
             yield Wait(opened, shielded=True)
 

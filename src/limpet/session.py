@@ -25,6 +25,7 @@ from limpet.failpoints import reach
 from limpet.format.retention import Policy
 from limpet.loop import ExitGuard, Operation, Wait, drive, insist, on_worker
 from limpet.pending import Unseen
+from limpet.remote.launch import Launched
 from limpet.remote.link import Link
 from limpet.remote.messages import Place
 from limpet.remote.proxy import RemoteWriter
@@ -70,6 +71,7 @@ class Session:
         store: its root.
         settings: plain data.
         parent: the session whose loop, threads and memory it shares, for a child run.
+        launched: the writer's process, if it was started ahead.
 
     Attributes:
         unseen: failed saves that nobody has looked at.
@@ -78,13 +80,15 @@ class Session:
         entered: threads that are in the middle of a write, and what they run on top of it must not wait for that.
     """
 
-    def __init__(self, store: Store, settings: SessionSettings, parent: Session | None = None) -> None:
+    def __init__(
+        self, store: Store, settings: SessionSettings, parent: Session | None = None, launched: Launched | None = None
+    ) -> None:
         self.store = store
         self.settings = settings
         self._parent = parent
         self._children: list[Session] = []
         self.threads: Threads = (
-            Threads(settings.memory_limit, with_process=settings.place is not None)
+            Threads(settings.memory_limit, with_process=settings.place is not None, launched=launched)
             if parent is None
             else parent.threads
         )

@@ -7,6 +7,7 @@ from limpet.engine.slots import MemoryBudget
 from limpet.engine.staging import Copier
 from limpet.engine.urgency import Encoders
 from limpet.loop import EngineLoop
+from limpet.remote.launch import Launched
 from limpet.remote.link import Link
 
 __all__ = ["Threads"]
@@ -15,7 +16,7 @@ __all__ = ["Threads"]
 class Threads:
     """The loop and the threads, and the writer's process if there is to be one, that a run and its children share."""
 
-    def __init__(self, memory_limit: int | None, *, with_process: bool) -> None:
+    def __init__(self, memory_limit: int | None, *, with_process: bool, launched: Launched | None = None) -> None:
         self.loop = EngineLoop()
         self.encoders = Encoders()
         self.urgent = self.encoders.urgent
@@ -27,7 +28,7 @@ class Threads:
         else:
             self.encoders.start()
         try:
-            self.link = Link(self.loop.call_soon) if with_process else None
+            self.link = Link(self.loop.call_soon, launched) if with_process else None
         except BaseException:
             self.link = None
             self.close(0.0)

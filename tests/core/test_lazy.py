@@ -381,29 +381,34 @@ def test_a_superseded_lazy_save_stops_at_the_next_piece(how, pieces):
         assert np.array_equal(cp.read(), noise(2, BIG))
 
 
-def test_a_lazy_save_goes_on_if_the_newer_one_does_not_fit_in_its_place(pieces):
+@pytest.mark.parametrize("copied", [5, 2 * PIECES - 1], ids=["in the middle", "at the last piece"])
+def test_a_lazy_save_goes_on_if_the_newer_one_does_not_fit_in_its_place(copied, pieces):
     store = Gated()
     with checkpointer_over(store, memory_limit=12 << 20) as cp:
         held = store.hold("put")
         cp.write(noise(0, 2 << 20), step=0)
         held.wait_until_reached()
         older = cp.write(noise(1, 2 << 20), step=1, lazy=True)
-        pieces.let_go_and_wait(5)
+        pieces.let_go_and_wait(copied)
         newer = in_thread(lambda: cp.write(noise(2, 11 << 20), step=2))
+        wait_until_stopping(cp)
         pieces.let_go()
         older.staged.wait(PATIENCE_SECONDS)
+        assert pieces.copied == 2 * PIECES
         held.release()
-        assert older.result().outcome == "committed"
-        assert newer().result().outcome == "committed"
+        newer().result()
+        assert np.array_equal(cp.read(), noise(2, 11 << 20))
 
 
-def test_with_one_buffer_a_lazy_copy_is_not_superseded_so_that_something_gets_written(pieces):
+def test_with_one_buffer_a_lazy_copy_is_not_superseded_in_the_middle_so_that_something_gets_written(pieces):
     with checkpointer_over(MemoryStore(), buffers=1) as cp:
         older = cp.write(noise(1, BIG), step=1, lazy=True)
+        pieces.let_go_and_wait(5)
         newer = in_thread(lambda: cp.write(noise(2, BIG), step=2, lazy=True))
         pieces.let_go()
-        assert older.result().outcome == "committed"
-        assert newer().result().outcome == "committed"
+        newer().result()
+        assert older.done()
+        assert pieces.copied == 2 * PIECES
 
 
 def test_a_write_that_is_cancelled_while_it_waits_for_the_buffer_of_a_lazy_one_was_never_accepted(pieces, run_async):  # noqa: F811

@@ -102,7 +102,8 @@ def check_run(folder: Path, pushed: list[int], *, exactly: bool = False) -> None
                 assert found.pop("file").restore().read_bytes() == file.path.read_bytes()
             assert expected.keys() == found.keys()
             assert all(equal(expected[name], found[name]) for name in expected)
-    assert not list((folder / "run").rglob("limpet-spool-*"))
+    # One that is empty was being made, or removed, when its owner was killed; the next attempts see to that.
+    assert not [spool for spool in (folder / "run").rglob("limpet-spool-*") if any(spool.iterdir())]
     assert newest <= STEPS - 1
 
 

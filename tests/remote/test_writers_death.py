@@ -1,16 +1,18 @@
 """Whatever kills the writer's process, a new one goes on, and every save is committed exactly once."""
 
+import gc
 import os
 import signal
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from tests.remote.deaths import equal, gone, is_alive
 from tests.remote.trainer import STEPS, state_of
 
 import limpet
-from limpet import Checkpointer, Every, FencedError, Last, Restarted, StoreError, UsageError
+from limpet import Checkpointer, Every, FencedError, Last, Restarted, StoreError, UntrustedError, UsageError
 from limpet.remote import launch
 
 pytestmark = [pytest.mark.crash, pytest.mark.filterwarnings("ignore:limpet:RuntimeWarning")]
@@ -30,11 +32,11 @@ ARMED = """
                 os.kill(os.getpid(), signal.SIGKILL)
         setattr(channel, HOW, count)
 
-    sys.path.extend(path for path in sys.argv[2].split(os.pathsep) if path not in sys.path)
+    sys.path.extend(path for path in sys.argv[3].split(os.pathsep) if path not in sys.path)
     from limpet.remote.hosting import host
     if not MARK.exists():
         arm()
-    host(int(sys.argv[1]))
+    host(int(sys.argv[1]), int(sys.argv[2]))
 """
 
 
@@ -192,6 +194,40 @@ def test_what_another_process_cannot_reach_is_refused_at_once(url, settings):
 def test_an_engine_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(UsageError, match="engine"):
         Checkpointer(tmp_path, engine="coroutine")
+
+
+def test_a_signed_run_is_written_and_read(tmp_path):
+    key = b"0123456789abcdef"
+    with Checkpointer(tmp_path / "run", engine="process", key=key) as cp:
+        cp.write(1, step=1, durable=True)
+        assert cp.read() == 1
+        key_text = key.decode()
+        shown = Path(f"/proc/{writer_of(cp)}")
+        assert key_text not in (shown / "cmdline").read_text()
+        assert key_text not in (shown / "environ").read_text()
+    with pytest.raises(UntrustedError), limpet.open(tmp_path / "run") as run:
+        run.read()
+
+
+def test_hooks_are_told_and_deletes_are_done(tmp_path):
+    events = []
+    with Checkpointer(tmp_path / "run", engine="process", hooks=[events.append], retain=Last(5)) as cp:
+        cp.write(1, step=1, durable=True)
+        cp.write(2, step=2, durable=True)
+        cp.delete(1)
+        assert [info.step for info in cp.checkpoints()] == [2]
+        assert cp.sweep().objects == 0
+    kinds = [type(event).__name__ for event in events]
+    assert kinds.count("Opened") == 1
+    assert kinds.count("Staged") == kinds.count("Committed") == 2
+
+
+def test_one_that_is_never_used_leaves_no_process(tmp_path):
+    cp = Checkpointer(tmp_path / "run", engine="process")
+    pid = cp._early.pid
+    del cp
+    gc.collect()
+    assert not is_alive(pid)
 
 
 def test_what_was_throttled_is_committed_at_close(tmp_path):

@@ -22,6 +22,7 @@ from limpet.engine.writer import RunWriter
 from limpet.errors import LimpetError, NotFoundError, UsageError
 from limpet.finding import Wanted
 from limpet.format.retention import Last, Periodic, Policy
+from limpet.lazy import LazySaves
 from limpet.loop import Operation, drive_async
 from limpet.run import Run
 from limpet.settings import Settings
@@ -66,6 +67,7 @@ class _Parent:
     def __init__(self, threads: SimThreads) -> None:
         self.threads = threads
         self._children: list[Any] = []
+        self._lazies = LazySaves()
 
     @property
     def _open_session(self) -> _Parent:

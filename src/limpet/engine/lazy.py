@@ -94,8 +94,6 @@ class Copying:
         """Copy in the background; here and now if nothing is left, or no thread could do it."""
         if not self._pieces or not self._crew.begin(self._work):
             self._work()
-        elif self.wanted.is_set():
-            self._crew.join(self._work)
 
     def hurry(self) -> None:
         """Somebody waits for it: copy at full speed. Never blocks. Idempotent."""
@@ -118,11 +116,13 @@ class Copying:
             return True
 
     def resume(self) -> None:
-        """Go on after a ``pause``; nothing happens without one."""
+        """Go on after a ``pause``; nothing happens without one. Never finishes here: the caller may hold a lock."""
         with self._changed:
             resumes, self._paused = self._paused and not self._ended, False
         if resumes:
-            self.begin()
+            self._crew.begin(self._work)  # its thread runs since the first ``begin``
+            if self.wanted.is_set():
+                self._crew.join(self._work)
 
     def end(self) -> bool:
         """Stop for good, without ``finish``; whether there was anything to stop. Idempotent."""

@@ -99,7 +99,7 @@ class RunWriter:
         self.committed: tuple[CheckpointInfo, ...] = ()
         self.reader = Reader(store, encoders.urgent)
         self._bases = Bases(store, settings.timing)
-        self._chooser = CodecChooser(settings.compression, threads=niced.count)
+        self._chooser = CodecChooser(settings.compression, threads=encoders.urgent.count)
         self._log_lock = anyio.Lock()
         self._tail: anyio.Event | None = None
         self._last_start = float("-inf")

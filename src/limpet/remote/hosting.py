@@ -41,15 +41,15 @@ _SHORT_SECONDS = 0.5
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def host(fd: int) -> None:
-    """Serve the trainer at the other end of the socket ``fd``, and end the process."""
+def host(fd: int, trainer_pid: int) -> None:
+    """Serve the trainer ``trainer_pid``, at the other end of the socket ``fd``, and end the process."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write("limpet-writer")
     status = _DEFECT
     try:
-        anyio.run(_Host(socket.socket(fileno=fd)).main)
+        anyio.run(_Host(socket.socket(fileno=fd)).main, trainer_pid)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -73,12 +73,13 @@ class _Host:
         self._defect: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop
 
-    async def main(self) -> None:
+    async def main(self, trainer_pid: int) -> None:
         """Serve until there is nothing left to do."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._channel.fileno(), self._read)
         _forward_warnings(lambda text: self._tell(said.Warned(text)))
         self._tell(said.Ready())
+        self._watch_trainer(trainer_pid)
         await self._over.wait()
         self._channel.flush_within(_SHORT_SECONDS)
         if self._defect is not None:
@@ -98,8 +99,6 @@ class _Host:
 
     def _take(self, message: said.FromTrainer, fds: list[int]) -> None:
         match message:
-            case said.Hello():
-                self._watch_trainer(message.trainer_pid)
             case said.OpenRun():
                 self._open(message)
             case said.NewSlot():

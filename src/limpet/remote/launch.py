@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from limpet.errors import StoreError
 
@@ -54,7 +55,8 @@ class Launched:
         self._printed = os.memfd_create("limpet-printed", os.MFD_CLOEXEC)
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            command = [sys.executable, *_ISOLATED, _ENTRY, str(theirs.fileno()), os.pathsep.join(_folders())]
+            ours = (str(theirs.fileno()), str(self._pid), os.pathsep.join(_folders()))
+            command = [sys.executable, *_ISOLATED, _ENTRY, *ours]
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
                 command,
                 stdin=subprocess.DEVNULL,
@@ -78,6 +80,13 @@ class Launched:
         self.pidfd = os.pidfd_open(self.pid)
         self._lock = threading.Lock()
         self._closed = False
+        _all.add(self)
+
+    def __del__(self) -> None:
+        # Of a Checkpointer that was never used, nor closed: the process has nothing to do.
+        if hasattr(self, "_closed") and not self._closed:
+            with suppress(Exception):
+                self.end(0.0)
 
     def end(self, patience_seconds: float) -> None:
         """Wait for its end; after that long, enforce it. Idempotent."""
@@ -112,6 +121,7 @@ class Launched:
 
     def forget(self) -> None:
         """In a forked child: it is not ours."""
+        self._closed = True
         self._process.returncode = 0
         for fd in (self.pidfd, self._printed):
             with suppress(OSError):
@@ -128,6 +138,19 @@ class Launched:
 
 _ISOLATED = ("-I", "-S", "-X", "faulthandler")
 """No user's folder, no PYTHON* variables, and no site-packages but those that we name."""
+
+
+_all: WeakSet[Launched] = WeakSet()
+
+
+def _after_fork() -> None:
+    launched = list(_all)
+    _all.clear()
+    for one in launched:
+        one.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _folders() -> Sequence[str]:

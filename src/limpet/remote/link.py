@@ -36,6 +36,7 @@ class Link:
 
     Args:
         call_soon: runs a function on the engine's loop; ``False`` once that has ended.
+        launched: a process that was started ahead, if one was.
 
     Attributes:
         lock: held while the tables of runs and saves change together with what is sent.
@@ -45,7 +46,7 @@ class Link:
         StoreError: no process could be started.
     """
 
-    def __init__(self, call_soon: Callable[..., bool]) -> None:
+    def __init__(self, call_soon: Callable[..., bool], launched: Launched | None = None) -> None:
         self.lock = threading.RLock()
         self.lost: StoreError | None = None
         self._call_soon = call_soon
@@ -57,7 +58,7 @@ class Link:
         self._deaths = 0
         self._ending = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._launch()
+        self._launch(launched)
         _links.add(self)
 
     def next_run(self) -> int:
@@ -142,7 +143,6 @@ class Link:
         """In a forked child: none of this is ours."""
         self._ending = True
         self._channel.close()
-        self._launched.forget()
 
     def _ask(self, message: said.OpenRun | said.Call) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -160,12 +160,11 @@ class Link:
 
     # What is heard; on the loop.
 
-    def _launch(self) -> None:
+    def _launch(self, launched: Launched | None = None) -> None:
         self._shown: set[int] = set()
         self._ready = False
-        self._launched = Launched()
+        self._launched = launched or Launched()
         self._channel = Channel(self._launched.sock, self._full)
-        self.send(said.Hello(os.getpid()))
 
     def _attach(self) -> None:
         self._loop = asyncio.get_running_loop()

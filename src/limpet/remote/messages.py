@@ -26,7 +26,6 @@ __all__ = [
     "FromWriter",
     "Goodbye",
     "Happened",
-    "Hello",
     "Hurry",
     "Intent",
     "NewSlot",
@@ -71,12 +70,6 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 # What the trainer says.
-
-
-class Hello(_Message, frozen=True):
-    """The first message: whose writer this is."""
-
-    trainer_pid: int
 
 
 class OpenRun(_Message, frozen=True):
@@ -279,7 +272,7 @@ class Warned(_Message, frozen=True):
 
 
 FromTrainer: TypeAlias = (
-    Hello | OpenRun | NewSlot | DropSlot | StageSave | StartSave | Withdraw | Hurry | Discard | Call | Goodbye
+    OpenRun | NewSlot | DropSlot | StageSave | StartSave | Withdraw | Hurry | Discard | Call | Goodbye
 )
 FromWriter: TypeAlias = Ready | Opened | Answer | Recorded | Released | Intent | Ended | Happened | RunClosed | Warned
 
