@@ -193,10 +193,6 @@ class HostedRun:
             raise
         self._writer = writer
         self._serving = asyncio.create_task(writer.serve())
-        self._settle_landed()
-        self._opened.set()
-        for number in self._wanted:
-            self.start(number)
         live = writer.live
         return said.Opened(
             message.call,
@@ -205,6 +201,13 @@ class HostedRun:
             [checkpoint.record for checkpoint in live.checkpoints.values()],
             sorted(live.damaged),
         )
+
+    def begin(self) -> None:
+        """Write what was started so far. After ``Opened`` was told: what comes of that builds on it."""
+        self._settle_landed()
+        for number in self._wanted:
+            self.start(number)
+        self._opened.set()
 
     async def drain(self) -> None:
         """The trainer is dead: write all that it had staged, in its order, and leave the run in good order."""

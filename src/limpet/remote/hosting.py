@@ -151,6 +151,7 @@ class _Host:
     async def _answer_opening(self, run: HostedRun, message: said.OpenRun) -> None:
         try:
             self._tell(await run.open())
+            run.begin()
         except Exception as error:
             self._runs.pop(run.number, None)
             self._tell(said.Answer(message.call, fault=fault_of(error)))

@@ -90,7 +90,7 @@ class Link:
             self._shown.add(memory.number)
             self.send(said.NewSlot(memory.number, memory.content_bytes), (memory.fd,), memory)
 
-    async def open(self, writer: RemoteWriter) -> said.Opened:
+    async def open(self, writer: RemoteWriter) -> None:
         """Have a run opened; on the loop.
 
         Raises:
@@ -102,11 +102,10 @@ class Link:
             self._writers[writer.run] = writer
             answer = self._ask(writer.opening(next(self._call_numbers)))
         try:
-            opened: said.Opened = await answer
+            await answer
         except BaseException:
             self.leave(writer)
             raise
-        return opened
 
     async def call(self, run: int, name: str, *args: Any) -> Any:
         """What the writer's method of that name gives; on the loop.
@@ -193,6 +192,7 @@ class Link:
             case said.Ready():
                 self._ready = True
             case said.Opened():
+                self._adopt(message)
                 self._settle(message.call, message, None)
             case said.Answer():
                 self._settle(message.call, message.value, None if message.fault is None else message.fault.error())
@@ -202,6 +202,13 @@ class Link:
                 writer = self._writers.get(message.run)
                 if writer is not None:
                     writer.take(message)
+
+    def _adopt(self, opened: said.Opened) -> None:
+        """At once: the messages after it build on what it says."""
+        asked, _ = self._calls.get(opened.call, (None, None))
+        writer = None if asked is None else self._writers.get(asked.run)
+        if writer is not None:
+            writer.adopt(opened)
 
     def _settle(self, call: int, value: Any, error: BaseException | None) -> None:
         _, answer = self._calls.pop(call, (None, None))

@@ -125,7 +125,7 @@ class RemoteWriter:
 
     async def open(self) -> None:
         """Take the run over; see ``RunWriter.open``."""
-        self._adopt(await self._link.open(self))
+        await self._link.open(self)
 
     def opening(self, call: int) -> said.OpenRun:
         """What the process is told to open, for the first time or in place of one that died."""
@@ -147,19 +147,20 @@ class RemoteWriter:
         )
 
     def reopen(self, answer: asyncio.Future[Any]) -> None:
-        """A new process opens the run again: go on with what it finds."""
+        """A new process opens the run again; if it cannot, nothing more is written."""
 
-        async def adopt() -> None:
+        async def check() -> None:
             try:
-                self._adopt(await answer)
+                await answer
             except Exception as error:
                 self.lose(error)
 
-        task = asyncio.get_running_loop().create_task(adopt())
+        task = asyncio.get_running_loop().create_task(check())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _adopt(self, opened: said.Opened) -> None:
+    def adopt(self, opened: said.Opened) -> None:
+        """Go on with what the process found."""
         pinned = from_ranges(opened.head.pinned)
         self._epoch = opened.epoch
         checkpoints = [Checkpoint(record, info_of(record, pinned=record.seq in pinned)) for record in opened.records]
