@@ -87,6 +87,8 @@ def surroundings(world: World, seed: int) -> Iterator[None]:
 class SimWorkers:
     """Threads of a process: each job runs whole, some virtual time after it was handed in."""
 
+    count = 2
+
     def __init__(self, process: Process, rng: Random) -> None:
         self._process = process
         self._rng = rng
