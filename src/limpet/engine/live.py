@@ -202,6 +202,11 @@ class LiveSet:
         """Every usable checkpoint, oldest first."""
         return list(map(_INFO, self.checkpoints.values()))
 
+    def info(self, seq: int) -> CheckpointInfo | None:
+        """What there is to say of a usable checkpoint."""
+        found = self.checkpoints.get(seq)
+        return None if found is None else found.info
+
     @property
     def seqs(self) -> set[int]:
         """Everything that the log calls live."""

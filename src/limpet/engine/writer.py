@@ -277,11 +277,7 @@ class RunWriter:
 
     def _apply(self, record: Record) -> None:
         left = self.live.apply(record)
-        for checkpoint in left:
-            self.standing.remove(checkpoint.info)
-        newest = self.live.checkpoints.get(record.seq)
-        if newest is not None:
-            self.standing.add(newest.info)
+        self.standing.follow([one.info for one in left], self.live.info(record.seq))
         self.log.quarantined = tuple(record.quarantined)
         self._bases.keep_only(self.live.seqs)
         self.committed = tuple(self.live.infos())

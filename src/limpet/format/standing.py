@@ -34,6 +34,13 @@ class Standing:
         for info in live:
             self.add(info)
 
+    def follow(self, left: Iterable[CheckpointInfo], newest: CheckpointInfo | None) -> None:
+        """A record was applied: these have left the live set, and ``newest``, if there is one, has come."""
+        for info in left:
+            self.remove(info)
+        if newest is not None:
+            self.add(newest)
+
     def add(self, info: CheckpointInfo) -> None:
         """A checkpoint was committed, after all that are here."""
         self._seqs[info.seq] = None
