@@ -202,13 +202,8 @@ class LiveSet:
         """Every usable checkpoint, oldest first."""
         return list(map(_INFO, self.checkpoints.values()))
 
-    @property
-    def seqs(self) -> set[int]:
-        """Everything that the log calls live."""
-        return set(self.checkpoints) | self.damaged
-
     def info(self, seq: int) -> CheckpointInfo | None:
-        """The usable checkpoint ``seq``, if it is one."""
+        """What there is to say of a usable checkpoint; ``None`` if it is not one."""
         found = self.checkpoints.get(seq)
         return None if found is None else found.info
 

@@ -277,7 +277,7 @@ class RunWriter:
 
     def _apply(self, record: Record) -> None:
         left = self.live.apply(record)
-        self.standing.turn([checkpoint.info for checkpoint in left], self.live.info(record.seq))
+        self.standing.follow([one.info for one in left], self.live.info(record.seq))
         self.log.quarantined = tuple(record.quarantined)
         self._bases.keep_only(self.live.seqs)
         self.committed = tuple(self.live.infos())

@@ -34,18 +34,18 @@ class Standing:
         for info in live:
             self.add(info)
 
+    def follow(self, left: Iterable[CheckpointInfo], newest: CheckpointInfo | None) -> None:
+        """A record was applied: these have left the live set, and ``newest``, if there is one, has come."""
+        for info in left:
+            self.remove(info)
+        if newest is not None:
+            self.add(newest)
+
     def add(self, info: CheckpointInfo) -> None:
         """A checkpoint was committed, after all that are here."""
         self._seqs[info.seq] = None
         for part in self._others:
             part.add(info)
-
-    def turn(self, left: Iterable[CheckpointInfo], added: CheckpointInfo | None) -> None:
-        """What a record did: these left, and this one was committed."""
-        for info in left:
-            self.remove(info)
-        if added is not None:
-            self.add(added)
 
     def remove(self, info: CheckpointInfo) -> None:
         """A checkpoint left the live set."""

@@ -341,7 +341,7 @@ class RemoteWriter:
 
     def _apply(self, record: Record) -> None:
         left = self.live.apply(record)
-        self.standing.turn([checkpoint.info for checkpoint in left], self.live.info(record.seq))
+        self.standing.follow([checkpoint.info for checkpoint in left], self.live.info(record.seq))
         self.log.quarantined = tuple(record.quarantined)
         self.committed = tuple(self.live.infos())
 
