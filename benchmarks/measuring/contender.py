@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,14 +56,7 @@ class Contender(ABC):
     @classmethod
     def missing(cls) -> str:
         """Why it cannot take part; empty if it can."""
-        for module in cls.needs:
-            try:
-                found = importlib.util.find_spec(module) is not None
-            except ImportError:
-                found = False
-            if not found:
-                return f"{module} is not installed; it comes with the extra 'peers'"
-        return ""
+        return missing_module(cls.needs)
 
     def set_up(self) -> None:  # noqa: B027 - most have nothing to do here
         """Import what is needed, and make what lives as long as the run."""
@@ -127,6 +121,18 @@ class Contender(ABC):
             return took
 
         return run
+
+
+def missing_module(needs: Iterable[str]) -> str:
+    """What to say of the first of these modules that is not there; empty if all are."""
+    for module in needs:
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ImportError:
+            found = False
+        if not found:
+            return f"{module} is not installed; it comes with the extra 'peers'"
+    return ""
 
 
 def flush_tree(folder: Path) -> None:
@@ -201,3 +207,15 @@ class Limpet(Contender):
 def setting_exists(name: str) -> bool:
     """Whether this version's ``Checkpointer`` takes the setting."""
     return name in inspect.signature(Checkpointer).parameters
+
+
+def engines() -> dict[str, dict[str, str]]:
+    """What to give a ``Checkpointer`` for each engine that this version has, by what it is called in tables."""
+    if not setting_exists("engine"):
+        return {"thread": {}}
+    return {"thread": {"engine": "thread"}, "process": {"engine": "process"}}
+
+
+def absent_engines() -> dict[str, str]:
+    """The engine that this version lacks, if any: for the report."""
+    return {} if setting_exists("engine") else {"limpet, engine=process": "this version has no such setting"}

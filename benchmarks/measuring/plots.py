@@ -26,6 +26,7 @@ class Plot:
         positions: where each column lies on a line's axis.
         position_label: of that axis.
         log: whether the axis of values is logarithmic.
+        log_positions: whether the other one is; otherwise each column has a tick.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Plot:
     positions: Sequence[float] = ()
     position_label: str = ""
     log: bool = False
+    log_positions: bool = False
 
 
 def has_matplotlib() -> bool:
@@ -87,7 +89,8 @@ def _bars(axes: Any, table: Mapping[str, Any], plot: Mapping[str, Any]) -> None:
 
 
 def _lines(axes: Any, table: Mapping[str, Any], plot: Mapping[str, Any]) -> None:
-    positions = dict(zip(plot["columns"] or table["columns"], plot["positions"], strict=True))
+    columns = plot["columns"] or table["columns"]
+    positions = dict(zip(columns, plot["positions"], strict=True))
     others = iter(_LINES[1:])
     for name, row in table["rows"].items():
         points = [(position, row[column]["median"]) for column, position in positions.items() if column in row]
@@ -98,6 +101,9 @@ def _lines(axes: Any, table: Mapping[str, Any], plot: Mapping[str, Any]) -> None
     axes.set_xlabel(plot["position_label"])
     axes.set_ylabel(plot["label"])
     if plot["log"]:
-        axes.set_xscale("log")
         axes.set_yscale("log")
+    if plot["log_positions"]:
+        axes.set_xscale("log")
+    else:
+        axes.set_xticks(list(positions.values()), columns)
     axes.legend(fontsize=7, frameon=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -31,3 +32,17 @@ def equal(one: Arrays, other: Any) -> bool:
     return set(one) == set(other) and all(
         array.tobytes() == np.asarray(other[name]).tobytes() for name, array in one.items()
     )
+
+
+def bf16(array: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, Any]:
+    """The same values as bfloat16, to nearest even: a numpy type of the package ml_dtypes."""
+    import ml_dtypes
+
+    return array.astype(ml_dtypes.bfloat16)
+
+
+def missing_bf16() -> dict[str, str]:
+    """What cannot be measured without ml_dtypes: for the report."""
+    if importlib.util.find_spec("ml_dtypes") is not None:
+        return {}
+    return {"bf16": "ml_dtypes is not installed; it comes with the extra 'bench'"}

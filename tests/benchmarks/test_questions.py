@@ -11,6 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
 TOY = {
+    "bytes_stored": ["--mib", "1", "--rounds", "1"],
+    "dense_codec": ["--mib", "1", "--rounds", "1"],
+    "every_step": ["--mib", "1", "--rounds", "1", "--steps", "2", "--step-seconds", "0.02"],
+    "growth": ["--sizes", "1", "2", "--checkpoints", "1", "3", "--count-mib", "1", "--rounds", "1"],
+    "interference": ["--mib", "1", "--rounds", "1", "--quiet-seconds", "0.05", "--loops", "CrowdedPythonLoop"],
+    "many_leaves": ["--leaves", "1", "20", "--rounds", "1"],
     "memory": ["--mib", "1", "--rounds", "1"],
     "restore": ["--mib", "1", "--rounds", "1"],
     "small_writes": ["--calls", "3", "--rounds", "1"],
