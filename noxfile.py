@@ -109,8 +109,14 @@ def bench(session: nox.Session) -> None:
     session.install("-e", ".[bench,peers]")
     named = session.posargs and not session.posargs[0].startswith("-")
     names, options = (session.posargs[:1], session.posargs[1:]) if named else (BENCHMARKS, session.posargs)
-    for name in names:
-        session.run("python", f"benchmarks/{name}.py", *options)
+    failed = []
+    for name in names:  # hours in all: one that fails does not take the others along
+        try:
+            session.run("python", f"benchmarks/{name}.py", *options)
+        except nox.command.CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
 
 
 @nox.session

@@ -79,8 +79,9 @@ def _bars(axes: Any, table: Mapping[str, Any], plot: Mapping[str, Any]) -> None:
     cells = {name: row[column] for name, row in table["rows"].items() if column in row}
     names = list(cells)[::-1]
     medians = [cells[name]["median"] for name in names]
-    low = [cells[name]["median"] - min(cells[name]["values"]) for name in names]
-    high = [max(cells[name]["values"]) - cells[name]["median"] for name in names]
+    # Values are kept with six digits, medians with all: a difference may come out just below zero.
+    low = [max(0.0, cells[name]["median"] - min(cells[name]["values"])) for name in names]
+    high = [max(0.0, max(cells[name]["values"]) - cells[name]["median"]) for name in names]
     colours = [_OURS if name.startswith("limpet") else _OTHERS for name in names]
     axes.barh(names, medians, xerr=[low, high], color=colours, error_kw={"lw": 0.8, "ecolor": "#444444"})
     axes.set_xlabel(plot["label"])
