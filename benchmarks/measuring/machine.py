@@ -49,7 +49,11 @@ def versions() -> dict[str, str]:
 
 
 class PeakMemory:
-    """The most memory that was resident since ``__init__``, as the operating system counted it."""
+    """The most memory that was resident since ``__init__``, as the operating system counted it.
+
+    Processes that were started since then count with what is theirs alone: memory that they share with this one is
+    counted here.
+    """
 
     def __init__(self) -> None:
         self.resettable = True
@@ -58,16 +62,37 @@ class PeakMemory:
         except OSError:
             self.resettable = False
         self.before_bytes = _status_bytes("VmRSS") or _max_rss_bytes()
+        self._others = _descendants()
 
     def added_bytes(self) -> int:
-        """Peak minus what was resident at the start."""
+        """Peak minus what was resident at the start; to be asked before what was started ends."""
         peak = (_status_bytes("VmHWM") if self.resettable else None) or _max_rss_bytes()
-        return peak - self.before_bytes
+        own = (
+            (_status_bytes("VmHWM", pid) or 0) - (_status_bytes("RssShmem", pid) or 0)
+            for pid in _descendants() - self._others
+        )
+        return peak - self.before_bytes + sum(own)
 
 
-def _status_bytes(name: str) -> int | None:
+def _descendants() -> set[str]:
+    """Every process below this one; none where the system does not say."""
+    parents: dict[str, str] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # proc(5): "pid (name) state ppid"; the name may hold anything
+            parents[path.parent.name] = path.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue  # it has ended
+    found, wave = set[str](), {str(os.getpid())}
+    while wave:
+        wave = {pid for pid, parent in parents.items() if parent in wave}
+        found |= wave
+    return found
+
+
+def _status_bytes(name: str, pid: str = "self") -> int | None:
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     except OSError:

@@ -109,7 +109,7 @@ class Bound:
 
     @property
     def verdict(self) -> str:
-        return {None: "", True: "met", False: f"MISSED: {self.refused}" if self.refused else "MISSED"}[self.met]
+        return {None: "", True: "met", False: "MISSED: refused" if self.refused else "MISSED"}[self.met]
 
 
 @dataclass(slots=True)
@@ -144,6 +144,7 @@ class Report:
     def refuse(self, name: str, reason: str, *, row: int) -> None:
         """Say that a target was missed because what it asks for was refused."""
         self.bounds.append(Bound(name, row, Samples([], ""), refused=reason))
+        self.notes.append(f"{name} was refused: {reason}")
 
     def finish(self) -> None:
         """Print the tables, write ``<script>.json``, and draw the plots beside it."""
@@ -214,7 +215,7 @@ def _plain_samples(samples: Samples) -> dict[str, Any]:
 
 
 def shorten(value: float, unit: str) -> str:
-    """A number with its unit, three digits."""
+    """A number with its unit, three or four digits."""
     if unit == "%":
         return f"{value * 100:.3g} %"
     scale, name = 1.0, unit
@@ -222,7 +223,8 @@ def shorten(value: float, unit: str) -> str:
         if abs(value) >= candidate or candidate == _SCALES[unit][0][0]:
             scale, name = candidate, candidate_name
     number = value / scale
-    return f"{number:,.0f} {name}" if abs(number) >= 1000 else f"{number:.3g} {name}"
+    digits = 4 if unit == _RATIO else 3  # a ratio of bytes is judged by its third decimal
+    return f"{number:,.0f} {name}" if abs(number) >= 1000 else f"{number:.{digits}g} {name}"
 
 
 def rows_of(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
