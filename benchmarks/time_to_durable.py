@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,36 +10,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
-
 import limpet.checkpointer
 from limpet.stores.urls import open_store
 
-from measuring.contender import Contender, Limpet
-from measuring.peers import PEERS, absent, durability, present
+from measuring.contender import Limpet
+from measuring.peers import PEERS, PlainWrite, absent, durability, present
 from measuring.plots import Plot
 from measuring.report import Report, Samples
 from measuring.running import options, turns, workplace
 from measuring.states import MIB, Arrays, arrays
 
-PLAIN = "plain write + fsync"
+PLAIN = PlainWrite.title
 OFF, AUTO = "limpet, compression off", "limpet, compression auto"
 SLOW_BYTES_PER_SECOND = 100e6
-
-
-class PlainWrite(Contender):
-    """The disk's own speed: the bytes of the arrays, one after another, and one fsync."""
-
-    title = PLAIN
-    flushes = True
-
-    def save(self) -> None:
-        with (self.folder / "raw").open("wb", buffering=0) as file:
-            for array in self.state.values():
-                view = array.view(np.uint8).data
-                while view:
-                    view = view[file.write(view) :]
-            os.fsync(file.fileno())
 
 
 class SlowStore:

@@ -8,6 +8,7 @@ that it wrote.
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import threading
 import warnings
@@ -17,12 +18,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zstandard
 
 from measuring.contender import Contender, flush_tree
 from measuring.states import Arrays
 
-__all__ = ["BACKGROUND", "PEERS", "Deepcopy", "Pickle", "absent", "durability", "present"]
+__all__ = ["BACKGROUND", "PEERS", "Deepcopy", "Pickle", "PlainWrite", "absent", "durability", "present"]
 
 
 class _Numbered(Contender):
@@ -35,6 +37,21 @@ class _Numbered(Contender):
     def next_path(self) -> Path:
         self.path = self.folder / f"{next(self._numbers):06d}"
         return self.path
+
+
+class PlainWrite(Contender):
+    """The disk's own speed: the bytes of the arrays, one after another, and one fsync."""
+
+    title = "plain write + fsync"
+    flushes = True
+
+    def save(self) -> None:
+        with (self.folder / "raw").open("wb", buffering=0) as file:
+            for array in self.state.values():
+                view = array.view(np.uint8).data
+                while view:
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
 
 
 class Pickle(_Numbered):
