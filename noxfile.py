@@ -12,7 +12,7 @@ nox.options.sessions = ["lint", "types", "layers", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)  # read from the classifiers
-BENCHMARKS = sorted(path.stem for path in Path("benchmarks").glob("*.py") if path.stem != "harness")
+BENCHMARKS = sorted(path.stem for path in Path("benchmarks").glob("*.py") if path.stem != "page")
 
 # The CPU build; an unpinned or newer one brings several GB of CUDA along.
 TORCH = "torch==2.13.0"
@@ -105,11 +105,18 @@ def layers(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Figures: `nox -s bench -- stall --mib 256` runs one question, without arguments all of them."""
-    session.install("-e", ".[bench]")
-    names, options = session.posargs[:1] or BENCHMARKS, session.posargs[1:]
-    for name in names:
-        session.run("python", f"benchmarks/{name}.py", *options)
+    """Figures beside every peer: `nox -s bench -- stall --mib 256` runs one question, without a name all of them."""
+    session.install("-e", ".[bench,peers]")
+    named = session.posargs and not session.posargs[0].startswith("-")
+    names, options = (session.posargs[:1], session.posargs[1:]) if named else (BENCHMARKS, session.posargs)
+    failed = []
+    for name in names:  # hours in all: one that fails does not take the others along
+        try:
+            session.run("python", f"benchmarks/{name}.py", *options)
+        except nox.command.CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
 
 
 @nox.session

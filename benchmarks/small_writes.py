@@ -10,7 +10,9 @@ from pathlib import Path
 
 from limpet import Checkpointer, Last
 
-from harness import Contender, Ratio, Report, Samples, options, turns, workplace
+from measuring.plots import Plot
+from measuring.report import Report
+from measuring.running import Run, options, turns, workplace
 
 STATE = b"12345678"
 TIGHT = "write, one right after another"
@@ -19,7 +21,7 @@ DURABLE = "limpet write(durable=True)"
 BARE = "create + fsync + link + directory fsync"
 
 
-def time_in_the_call(cp: Checkpointer, calls: int, pause_seconds: float) -> Contender:
+def time_in_the_call(cp: Checkpointer, calls: int, pause_seconds: float) -> Run:
     """The median of many calls."""
 
     def run() -> float:
@@ -36,7 +38,7 @@ def time_in_the_call(cp: Checkpointer, calls: int, pause_seconds: float) -> Cont
     return run
 
 
-def durable_rate(cp: Checkpointer, calls: int) -> Contender:
+def durable_rate(cp: Checkpointer, calls: int) -> Run:
     """Commits a second, one after another."""
 
     def run() -> float:
@@ -48,7 +50,7 @@ def durable_rate(cp: Checkpointer, calls: int) -> Contender:
     return run
 
 
-def bare_rate(folder: Path, calls: int) -> Contender:
+def bare_rate(folder: Path, calls: int) -> Run:
     """The least that a durable create on a folder takes: what POSIX asks for, and nothing around it."""
     folder.mkdir()
     numbers = itertools.count()
@@ -96,12 +98,17 @@ def main() -> None:
                 },
                 settings.rounds,
             )
-    report = Report(__doc__ or "", vars(settings))
-    report.samples = {name: Samples(each, "s") for name, each in calls.items()}
-    report.samples |= {name: Samples(each, "1/s") for name, each in rates.items()}
+    report = Report(__doc__ or "", settings)
+    table = report.table("time in the call, 8 bytes")
     for name, values in calls.items():
-        report.ratios.append(Ratio(f"{name}, us", [value * 1e6 for value in values], at_most=100))
-    report.ratio(DURABLE, BARE, at_least=0.6)
+        table.put(name, "median of a round", values, "s")
+    report.bound(TIGHT, table[TIGHT], row=13, most=30e-6)
+    report.bound(SPACED, table[SPACED])
+    durable = report.table("durable saves of 8 bytes, one after another")
+    for name, values in rates.items():
+        durable.put(name, "rate", values, "1/s")
+    report.bound(f"{DURABLE} / {BARE}", durable[DURABLE].over(durable[BARE]), least=0.6)
+    report.plots = [Plot("calls", 0, "bars", "seconds"), Plot("durable", 1, "bars", "saves a second")]
     report.finish()
 
 

@@ -1,42 +1,49 @@
-"""How long does ``write`` hold up its caller, from the second save on?"""
+"""How long does a save hold up its caller, from the second one on?"""
 
 from __future__ import annotations
 
-import os
-import pickle
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from limpet import Checkpointer, Last
-
-from harness import (
-    ABSENT_PEERS,
-    MIB,
-    Arrays,
-    Contender,
-    Report,
-    Samples,
-    arrays,
-    change,
-    options,
-    seconds,
-    turns,
-    workplace,
+from measuring.contender import Contender, Limpet
+from measuring.peers import (
+    PEERS,
+    DcpAsync,
+    DcpAsyncReused,
+    Deepcopy,
+    Flytekit,
+    Orbax,
+    OrbaxJax,
+    Pickle,
+    absent,
+    durability,
+    jax_leaves,
+    present,
 )
+from measuring.plots import Plot
+from measuring.report import Report, Table
+from measuring.running import Run, options, seconds, turns, workplace
+from measuring.states import MIB, Arrays, arrays, change
 
 COPY = "np.copyto, warm memory"
-IDLE = "limpet write"
-BUSY = "limpet write, a save in flight"
-PICKLE = "pickle + fsync"
+IDLE = "limpet"
+BUSY = "limpet, a save in flight"
+LAZY = "limpet, lazy"
+BYTES = "limpet, immutable: bytes"
+JAX = "limpet, immutable: jax arrays"
+_READ_PHASE = 2.0
+"""How much longer than the plain copy a step only reads its state, where staging is lazy."""
+_READ_PHASE_SECONDS_MIN = 0.05
 
 
-def copy_into_warm_memory(state: Arrays) -> Contender:
+def copy_into_warm_memory(state: Arrays) -> Run:
     """The lower bound: one thread copies into memory that was touched before."""
-    warm = {name: np.zeros_like(array) for name, array in state.items()}
-    for array in warm.values():
-        array.fill(1)
+    warm = {name: np.ones_like(array) for name, array in state.items()}
 
     def copy() -> None:
         for name, array in state.items():
@@ -49,57 +56,103 @@ def copy_into_warm_memory(state: Arrays) -> Contender:
     return run
 
 
-def limpet_write(cp: Checkpointer, state: Arrays) -> Contender:
-    """One save; it is waited for after the measured call, so that contenders do not meet."""
-
-    def run() -> float:
-        change(state)
-        start_to_staged, settle = _write(cp, state)
-        settle()
-        return start_to_staged
-
-    return run
-
-
-def limpet_write_while_saving(cp: Checkpointer, state: Arrays) -> Contender:
+def second_of_two(limpet: Limpet) -> Run:
     """The second of two saves in a row: the first one is still being written meanwhile."""
 
     def run() -> float:
-        change(state)
-        _, settle_first = _write(cp, state)
-        change(state)
-        measured, settle_second = _write(cp, state)
-        settle_first()
-        settle_second()
-        return measured
+        change(limpet.state)
+        limpet.save()
+        first = limpet.pending
+        change(limpet.state)
+        took = seconds(limpet.save)
+        limpet.wait()
+        assert first is not None
+        first.result()
+        return took
 
     return run
 
 
-def _write(cp: Checkpointer, state: Arrays) -> tuple[float, Callable[[], object]]:
-    pending = []
-    took = seconds(lambda: pending.append(cp.write(state)))
-    return took, pending[0].result
+def lazy(limpet: Limpet, read_phase_seconds: Callable[[], float]) -> Run:
+    """The call, and what is left to wait for after a read phase that is longer than the copy."""
+
+    def staged() -> None:
+        assert limpet.pending is not None
+        limpet.pending.staged.wait()
+
+    def run() -> float:
+        change(limpet.state)
+        took = seconds(limpet.save)
+        time.sleep(read_phase_seconds())
+        took += seconds(staged)
+        limpet.wait()
+        return took
+
+    return run
 
 
-def pickle_and_fsync(state: Arrays, folder: Path) -> Contender:
-    """What many scripts do, with the flush that makes it count."""
-    path = folder / "state.pickle"
-
-    def save() -> None:
-        with path.open("wb") as file:
-            pickle.dump(state, file, protocol=5)
-            file.flush()
-            os.fsync(file.fileno())
+def immutable(limpet: Limpet, state: Arrays, leaves: Callable[[Arrays], Any]) -> Run:
+    """Leaves that nobody can change are made anew in each round, as a step makes them."""
 
     def run() -> float:
         change(state)
-        try:
-            return seconds(save)
-        finally:
-            path.unlink(missing_ok=True)
+        limpet.state = leaves(state)
+        took = seconds(limpet.save)
+        limpet.wait()
+        return took
 
     return run
+
+
+def bytes_leaves(state: Arrays) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in state.items()}
+
+
+def contend(folder: Path, state: Arrays, stack: ExitStack) -> dict[str, Run]:
+    """Every contender's run."""
+
+    def limpet(place: str, **settings: Any) -> Limpet:
+        made = Limpet(folder / place, state, **settings)
+        stack.callback(made.close)
+        return made
+
+    copy, took = copy_into_warm_memory(state), [0.0]
+
+    def timed_copy() -> float:
+        took[0] = copy()
+        return took[0]
+
+    ours = limpet("ours")
+    runs = {
+        COPY: timed_copy,
+        IDLE: ours.stall(),
+        BUSY: second_of_two(ours),
+        LAZY: lazy(limpet("lazy", lazy=True), lambda: max(_READ_PHASE_SECONDS_MIN, _READ_PHASE * took[0])),
+        BYTES: immutable(limpet("bytes"), state, bytes_leaves),
+    }
+    if not OrbaxJax.missing():
+        runs[JAX] = immutable(limpet("jax"), state, jax_leaves)
+    peers: list[Contender] = present(folder, state, flush=True)
+    for peer in peers:
+        stack.callback(peer.close)
+    return runs | {peer.name: peer.stall() for peer in peers}
+
+
+def hold_to_bounds(report: Report, table: Table, leaves: int) -> None:
+    ours = table[IDLE]
+    report.bound(f"{IDLE} / {COPY}", ours.over(table[COPY]), row=1, most=1.2)
+    report.bound(f"{BUSY} / {COPY}", table[BUSY].over(table[COPY]))
+    wanted = ((Pickle, 18.0), (Deepcopy, 1.6), (Flytekit, 28.0), (DcpAsync, 1.0), (DcpAsyncReused, 1.0), (Orbax, 1.0))
+    for peer, least in wanted:
+        if peer.title in table.rows:
+            report.bound(f"{peer.title} / {IDLE}", table[peer.title].over(ours), row=1, least=least)
+    report.bound(LAZY, table[LAZY], row=2, most=0.005)
+    most = 0.001 + 2e-6 * leaves
+    for name in (BYTES, JAX):
+        if name in table.rows:
+            report.bound(f"{name}, {leaves} leaves", table[name], row=3, most=most)
+    if JAX in table.rows and OrbaxJax.title in table.rows:
+        report.bound(f"{OrbaxJax.title} / {JAX}", table[OrbaxJax.title].over(table[JAX]), row=3, least=1.0)
 
 
 def main() -> None:
@@ -107,24 +160,20 @@ def main() -> None:
     parser.add_argument("--arrays", type=int, default=64, help="how many arrays (default: %(default)s)")
     settings = parser.parse_args()
     state = arrays(settings.mib, settings.arrays)
-    need_bytes = (3 * settings.rounds + 6) * settings.mib * MIB
-    with (
-        workplace(settings.folder, need_bytes) as folder,
-        Checkpointer(folder / "run", retain=Last(1), on_busy="wait") as cp,
-    ):
-        contenders = {
-            COPY: copy_into_warm_memory(state),
-            IDLE: limpet_write(cp, state),
-            BUSY: limpet_write_while_saving(cp, state),
-            PICKLE: pickle_and_fsync(state, folder),
-        }
-        values = turns(contenders, settings.rounds)
-    report = Report(__doc__ or "", vars(settings), absent=ABSENT_PEERS)
-    report.samples = {name: Samples(each, "s") for name, each in values.items()}
-    report.ratio(IDLE, COPY, at_most=1.3)
-    report.ratio(PICKLE, IDLE, at_least=8)
-    report.ratio(BUSY, COPY)
+    need_bytes = (6 * settings.rounds + 12) * settings.mib * MIB
+    with workplace(settings.folder, need_bytes) as folder, ExitStack() as stack:
+        values = turns(contend(folder, state, stack), settings.rounds)
+    missing = absent() | ({JAX: OrbaxJax.missing()} if JAX not in values else {})
+    report = Report(__doc__ or "", settings, absent=missing, notes=durability(PEERS))
+    table = report.table(f"stall of one save, {settings.mib} MiB of fp32 in {settings.arrays} arrays")
+    for name, each in values.items():
+        table.put(name, "stall", each, "s")
+    hold_to_bounds(report, table, settings.arrays)
+    report.plots.append(Plot("stall", 0, "bars", "seconds (log)", log=True))
     report.notes.append("one round is thrown away first: the first save makes the buffers")
+    report.notes.append(
+        f"lazy: the call, and what is left to wait for after {_READ_PHASE:g} x the time of the plain copy"
+    )
     report.finish()
 
 
