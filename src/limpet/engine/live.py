@@ -208,6 +208,11 @@ class LiveSet:
         return None if found is None else found.info
 
     @property
+    def seqs(self) -> set[int]:
+        """Everything that the log calls live."""
+        return set(self.checkpoints) | self.damaged
+
+    @property
     def newest(self) -> Checkpoint | None:
         """The newest usable checkpoint."""
         return self.checkpoints[next(reversed(self.checkpoints))] if self.checkpoints else None

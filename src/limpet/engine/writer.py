@@ -395,6 +395,5 @@ class RunWriter:
 
 
 def _left_behind(head: Head) -> str | None:
-    if head.record is None or head.record.kind == "close":
-        return None
-    return head.record.owner or "another writer"
+    left = head.record is not None and head.record.kind != "close"
+    return (head.record.owner or "another writer") if left and head.record is not None else None
