@@ -14,6 +14,7 @@ from tests.faulty import read_over, write_over
 
 import limpet
 from limpet import CorruptError
+from limpet.stores import showing
 from limpet.stores.local import LocalStore
 from limpet.stores.local_files import FileOps
 
@@ -88,10 +89,11 @@ class FailsOnce(FileOps):
 
 
 @pytest.mark.parametrize("number", [5, 20, 40, 70])
-def test_a_read_that_begins_anew_checks_anew(tmp_path: Path, number: int) -> None:
+def test_a_read_that_begins_anew_checks_anew(tmp_path: Path, number: int, monkeypatch) -> None:
+    monkeypatch.setattr(showing, "_PATIENCE", float("inf"))  # by pieces, however busy the machine is
     with write_over(LocalStore(tmp_path), compression="off") as cp:
         cp.write(several(), durable=True)
     files = FailsOnce(number)
-    with read_over(LocalStore(tmp_path, files=files)) as reader:
+    with read_over(LocalStore(tmp_path, files=files), deadline_seconds=60) as reader:
         assert same(reader.read(), several())
     assert files.failed

@@ -14,7 +14,7 @@ from tests.stores.contract import PACK, parts_of
 from limpet.errors import CorruptError
 from limpet.stores import showing
 from limpet.stores.local import LocalStore
-from limpet.stores.showing import show_and_fill
+from limpet.stores.showing import clear_place, show_and_fill
 
 CACHED_BYTES = showing._CACHED_BYTES
 STRETCH_BYTES = showing._STRETCH_BYTES
@@ -74,3 +74,12 @@ async def test_a_folder_shows_what_it_reads_and_stops_where_it_is_told_to(tmp_pa
     with pytest.raises(CorruptError):
         await store.read_into(PACK, 0, [memoryview(bytearray(10))], refuse)
     await store.close()
+
+
+@given(st.integers(0, 1 << 47), st.integers(0, 1 << 47))
+def test_neither_copy_goes_to_where_it_would_alias_its_source(source, target):
+    place = clear_place(source, target)
+    assert place % 64 == 0
+    assert 0 <= place < 4096
+    for here, there in ((source, place), (place, target)):
+        assert not 0 < (there - here) % 4096 <= 64

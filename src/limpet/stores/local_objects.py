@@ -256,7 +256,9 @@ def read_into(
     """Fill ``targets`` from ``offset`` of a file on; see ``Store.read_into``."""
     with _reading("reading", root, segments), _opened(files, root, segments) as fd:
         if seen is not None:
-            show_and_fill(lambda target, at: _fill(files, fd, target, offset + at, segments), targets, seen)
+            show_and_fill(
+                lambda target, at: _fill(files, fd, target, offset + at, segments), targets, seen, offset=offset
+            )
             return
         for target in targets:
             _fill(files, fd, target, offset, segments)
