@@ -255,8 +255,8 @@ class Writing(Holding):
     def _copy(self, session: Session, save: Save, draft: Draft, lease: Lease) -> None:
         """Copy the state, and hand it to the engine; on any thread."""
         interruption: BaseException | None = None
-        if save.copying is not None and not save.copying.pause():
-            return  # it was copied lazily, and handed over, before the interruption of the call came here
+        if not session.queue.take_copy(save):
+            return  # it was copied lazily, and handed over or replaced, before the interruption of the call came here
         try:
             if not save.claim_copy():
                 return  # the call that asked for it was interrupted

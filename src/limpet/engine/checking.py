@@ -43,9 +43,12 @@ class ChangedTooEarly:
         """``finish``, to be called with an error if the state was changed too early."""
 
         def checked(error: BaseException | None) -> None:
-            if error is None:
-                copying.wanted.wait(_WAIT_SECONDS)
-                error = self._error(copying.lease)
+            if error is None and self._digests:  # else nothing is left to change, and this may be the call itself
+                try:
+                    copying.wanted.wait(_WAIT_SECONDS)
+                    error = self._error(copying.lease)
+                except BaseException as caught:  # no memory, say: the save ends all the same
+                    error = caught
             finish(error)
 
         return checked

@@ -108,6 +108,18 @@ class SaveQueue:
                     line.remove(save)
         self.notify()
 
+    def take_copy(self, save: Save) -> bool:
+        """The caller of a lazy ``save`` copies it by itself from here on; ``False`` if it was handed over or replaced."""
+        with self._lock:
+            refuse_reentry(self._lock)
+            copying = save.copying
+            if copying is None:
+                return True
+            if save not in self._staging or not copying.pause():
+                return False
+            save.copying = None  # nobody takes it for a paused copy, whose memory may be given away
+            return True
+
     def push(self, save: Save, *, admitted: bool = True) -> None:
         """Hand a staged save to the engine. Saves are written and committed in the order they were admitted in.
 

@@ -113,12 +113,19 @@ class Lease:
         Args:
             lent: somebody beyond our sight may still read from it.
         """
-        if self._released:
-            return
-        lent = lent or any(reference() is not None for reference in self._borrowed)
-        slot = self._slot
-        self._end()
+        with self._pool._lock:
+            if self._released:
+                return
+            lent = lent or any(reference() is not None for reference in self._borrowed)
+            slot = self._slot
+            self._end()
         self._pool._give_back(self, slot, reusable=not lent)
+
+    def while_held(self, do: Callable[[], None]) -> None:
+        """``do()``, unless it has ended; it does not end meanwhile."""
+        with self._pool._lock:
+            if not self._released:
+                do()
 
     def _end(self) -> None:
         if self.on_end is not None:

@@ -26,9 +26,22 @@ class Flattening:
         encoders: exact type to encoder; grows by what ``resolve`` finds, so each type is looked at once.
         resolve: finds the encoder for an object whose type is new, or raises ``Refused``.
         capture_files: turns a ``Files`` leaf into its payload.
+        asks: whether objects of users' classes may be asked for their state: once in a write, for some give what is new
+            since they were asked last.
     """
 
-    __slots__ = ("buffers", "capture_files", "depth", "encoders", "first", "registry", "resolve", "tensors", "unfolded")
+    __slots__ = (
+        "asks",
+        "buffers",
+        "capture_files",
+        "depth",
+        "encoders",
+        "first",
+        "registry",
+        "resolve",
+        "tensors",
+        "unfolded",
+    )
 
     def __init__(
         self,
@@ -36,7 +49,10 @@ class Flattening:
         encoders: dict[type, Encoder],
         resolve: Callable[[Any, Flattening], Encoder],
         capture_files: CaptureFiles | None,
+        *,
+        asks: bool = True,
     ) -> None:
+        self.asks = asks
         self.registry = registry
         self.encoders = encoders
         self.resolve = resolve
@@ -61,6 +77,8 @@ class Flattening:
 
     def unfold(self, value: Any, function: Callable[[Any], Any]) -> Any:
         """What ``value``, of a user's class, gives for itself: ``function(value)``."""
+        if not self.asks:
+            raise Refused("gives its state by itself", "It is asked once in a write.", final=True)
         given = function(value)
         self.unfolded[id(value)] = (value, given, function)
         return given

@@ -6,6 +6,7 @@ that share storage, are encoded and settled again, which must give what it gave.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -82,10 +83,12 @@ class KnownTensors:
         seen: set[int] = set()
         for position, index, known, like in self._plain:
             tensor = leaves[position]
+            if _likeness(tensor) != known:
+                return False
             storage = tensor.untyped_storage()
             address = storage.data_ptr()
             # A storage that was freed or cut short is for the whole walk to refuse.
-            if address in seen or _likeness(tensor) != known or storage.nbytes() < _end(tensor):
+            if address in seen or storage.nbytes() < _end(tensor):
                 return False
             seen.add(address)
             if known[2]:
@@ -95,6 +98,8 @@ class KnownTensors:
 
     def _take_others(self, leaves: Sequence[Any], data: list[Any], seen: set[int]) -> bool:
         tensors = [leaves[position] for position in self._others]
+        if not all(map(_has_storage, tensors)):
+            return False
         if any(tensor.untyped_storage().data_ptr() in seen for tensor in tensors):
             return False
         try:
@@ -118,9 +123,21 @@ def _kinds(flat: Flattening) -> list[tuple[int, bool, str, bool]]:
     return [(buffer.nbytes, buffer.immutable, buffer.dtype, buffer.joins) for buffer in flat.buffers]
 
 
+def _has_storage(tensor: Any) -> bool:
+    """Whether it is neither sparse nor in a layout of some library's own."""
+    return tensor.layout is sys.modules["torch"].strided
+
+
 def _likeness(tensor: Any) -> tuple[Any, ...]:
     """What decides how a tensor that lies in C order on the host is stored; unlike any other where it does not."""
-    if tensor.is_nested or not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj():
+    if (
+        not _has_storage(tensor)
+        or tensor.is_nested
+        or not tensor.is_cpu
+        or not tensor.is_contiguous()
+        or tensor.is_neg()
+        or tensor.is_conj()
+    ):
         return ()
     return tensor.dtype, tensor.shape, tensor.requires_grad, tensor.layout
 

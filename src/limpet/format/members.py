@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, cast
 
 from limpet.format.classes import dataclass_values, namedtuple_values
-from limpet.format.flattening import Unfolded
 from limpet.format.nodes import Node, Refused
 
 __all__ = ["Members", "Unknown", "members_of"]
@@ -24,7 +23,7 @@ class Unknown(Exception):  # noqa: N818  # never leaves the package
     """The state holds something whose structure cannot be remembered."""
 
 
-def members_of(value: Any, node: Node, unfolded: Unfolded) -> tuple[Members, int | None, int | None] | None:
+def members_of(value: Any, node: Node) -> tuple[Members, int, int | None] | None:
     """How to get at a container's members, and where its node keeps theirs; ``None`` for a leaf."""
     cls = type(value)
     tag = node[0] if type(node) is list else None
@@ -38,21 +37,7 @@ def members_of(value: Any, node: Node, unfolded: Unfolded) -> tuple[Members, int
         return _fields(cls, namedtuple_values, namedtuple_values(value)), 4, None
     if tag == "dataclass":
         return _fields(cls, dataclass_values, dataclass_values(value)), 4, None
-    if tag in ("stateful", "custom") and id(value) in unfolded:
-        return _unfolding(cls, unfolded[id(value)][2]), None, 2
     return None
-
-
-def _unfolding(cls: type[Any], unfold: Callable[[Any], Any]) -> Members:
-    def members(value: Any) -> Iterable[Any] | None:
-        if type(value) is not cls:
-            return None
-        try:
-            return (unfold(value),)
-        except Exception:  # the user's own method: the whole walk calls it again, and tells
-            return None
-
-    return members
 
 
 def _mapping(cls: type[Any], value: dict[Any, Any]) -> Members:

@@ -72,14 +72,17 @@ class _Periods:
     def __init__(self, policy: Periodic) -> None:
         self._policy = policy
         self._seqs: dict[Hashable, list[int]] = {}
+        self._period_of: dict[int, Hashable] = {}
+        """As it was when the checkpoint came: its ``meta`` is a dict that somebody may have changed since."""
 
     def add(self, info: CheckpointInfo) -> None:
         period = period_of(self._policy, info)
         if period is not None:
             self._seqs.setdefault(period, []).append(info.seq)
+            self._period_of[info.seq] = period
 
     def remove(self, info: CheckpointInfo) -> None:
-        period = period_of(self._policy, info)
+        period = self._period_of.pop(info.seq, None)
         if period is None:
             return
         seqs = self._seqs[period]
@@ -99,6 +102,8 @@ class _Ranking:
     def __init__(self, policy: Best) -> None:
         self._policy = policy
         self._ranked: list[Rank] = []
+        self._rank_of: dict[int, Rank] = {}
+        """As it was when the checkpoint came; see above."""
         self._worst: Rank | None = None
         """The last of those that are kept, once there are as many as may be."""
 
@@ -106,10 +111,11 @@ class _Ranking:
         rank = rank_of(self._policy, info)
         if rank is not None:
             insort(self._ranked, rank)
+            self._rank_of[info.seq] = rank
             self._note_worst()
 
     def remove(self, info: CheckpointInfo) -> None:
-        rank = rank_of(self._policy, info)
+        rank = self._rank_of.pop(info.seq, None)
         if rank is not None:
             del self._ranked[bisect_left(self._ranked, rank)]
             self._note_worst()

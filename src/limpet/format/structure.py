@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, overload
 
 from limpet.format import jax_leaves
 from limpet.format.buffers import Buffer
-from limpet.format.flattening import Flattening, Unfolded
+from limpet.format.flattening import Flattening
 from limpet.format.known_tensors import KnownTensors
 from limpet.format.leaves import INLINE_CHARACTERS, encode_float, encode_int, encode_text
 from limpet.format.members import Members, Unknown, members_of
@@ -73,8 +73,8 @@ class _Branch:
     members: Members
     start: int
     end: int
-    listed: int | None
-    """Index, in the node, of the list of the members' nodes; ``None`` if there is none."""
+    listed: int
+    """Index, in the node, of the list of the members' nodes."""
     single: int | None = None
     """Index, in the node, of the last member's node, where that one stands by itself."""
     changing: list[int] = field(default_factory=list)
@@ -192,27 +192,23 @@ class Structure:
             if branch.single is not None and changing and changing[-1] == branch.end - 1:
                 node[branch.single] = fresh[changing[-1]]
                 changing = changing[:-1]
-            if branch.listed is not None:
-                members = node[branch.listed] = list(node[branch.listed])
-                for position in changing:
-                    members[position - branch.start] = fresh[position]
+            members = node[branch.listed] = list(node[branch.listed])
+            for position in changing:
+                members[position - branch.start] = fresh[position]
             fresh[branch.position] = node
         return fresh.get(0, self._nodes[0])
 
 
-def learn(
-    state: object, node: Node, buffers: Sequence[Buffer], unfolded: Unfolded, fresh: Callable[[], Flattening]
-) -> Structure | None:
+def learn(state: object, node: Node, buffers: Sequence[Buffer], fresh: Callable[[], Flattening]) -> Structure | None:
     """The structure of a state that was flattened a moment ago; ``None`` if it cannot be remembered.
 
     Args:
         state: the live tree.
         node: what it was flattened to.
         buffers: likewise.
-        unfolded: what objects of users' classes gave for themselves, by their id.
         fresh: makes a ``Flattening`` for what is encoded anew each time.
     """
-    learner = _Learner(Structure(fresh), unfolded, buffers)
+    learner = _Learner(Structure(fresh), buffers)
     try:
         return learner.learn(state, node)
     except (Unknown, Refused):
@@ -222,9 +218,8 @@ def learn(
 class _Learner:
     """One walk over a state and its node, side by side."""
 
-    def __init__(self, structure: Structure, unfolded: Unfolded, buffers: Sequence[Buffer]) -> None:
+    def __init__(self, structure: Structure, buffers: Sequence[Buffer]) -> None:
         self._made = structure
-        self._unfolded = unfolded
         self._leaves: list[Any] = []
         self._buffers = buffers
         self._count = 0
@@ -266,14 +261,13 @@ class _Learner:
 
     def _visit(self, position: int, depth: int) -> None:
         made, value, node = self._made, self._leaves[position], self._made._nodes[position]
-        found = members_of(value, node, self._unfolded)
+        found = members_of(value, node)
         if found is None:
             self._leaf(position, depth, value, node)
             return
         members, listed, single = found
-        own = self._unfolded.get(id(value)) if listed is None else None
-        values: Any = members(value) if own is None else (own[1],)
-        nodes = [] if listed is None else list(node[listed])
+        values: Any = members(value)
+        nodes = list(node[listed])
         if single is not None:
             nodes.append(node[single])
         if values is None or len(values := list(values)) != len(nodes):

@@ -78,7 +78,7 @@ class Recall:
         self._skip = min(1 << self._misses, _SKIPPED_MAX) - 1
         self._misses += 1
         version = flat.registry.version
-        structure = learn(state, tree.node, tree.buffers, flat.unfolded, fresh)
+        structure = learn(state, tree.node, tree.buffers, fresh)
         self._last = None if structure is None else (structure, flat.registry, version)
 
 
@@ -108,10 +108,7 @@ def flatten(
     if recall is not None and (known := recall.find(state, registry)) is not None:
         return known
 
-    def fresh(files: CaptureFiles | None = None) -> Flattening:
-        return Flattening(registry, {} if allow_pickle else dict(_ENCODERS), _resolver(allow_pickle), files)
-
-    flat = fresh(files)
+    flat = Flattening(registry, {} if allow_pickle else dict(_ENCODERS), _resolver(allow_pickle), files)
     try:
         node = flat.encode(state)
     except Refused as refused:
@@ -119,8 +116,10 @@ def flatten(
     if flat.tensors:
         settle(flat)
     tree = FlatTree(node, flat.buffers)
-    if recall is not None:
-        recall.learn(state, tree, flat, fresh)
+    if recall is not None and not flat.unfolded:  # objects are asked once: what they gave must not be thrown away
+        recall.learn(
+            state, tree, flat, lambda: Flattening(registry, dict(_ENCODERS), _resolver(False), None, asks=False)
+        )
     return tree
 
 

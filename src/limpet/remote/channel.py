@@ -7,6 +7,7 @@ sender is never held up by a large message, and a receiver never sees a part of 
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -24,6 +25,8 @@ _DESCRIPTORS_MAX = 200
 _INLINE, _BODY = b"\0", b"\1"
 _RIGHTS_BYTES = socket.CMSG_SPACE(_DESCRIPTORS_MAX * array.array("i").itemsize)
 _AT_ONCE = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_LATER = {errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS}
+"""What passes: it is tried again with the next message, or once the socket can be written."""
 _NOW = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
@@ -33,13 +36,18 @@ class Packet:
 
     Attributes:
         body: encoded.
-        fds: descriptors that go with it.
-        keep: what owns them, and must not before it was sent.
+        fds: descriptors that go with it; they become the packet's.
     """
 
     body: bytes
     fds: Sequence[int] = ()
-    keep: object = None
+
+    def close(self) -> None:
+        """It was sent, or never will be."""
+        fds, self.fds = self.fds, ()
+        for fd in fds:
+            with suppress(OSError):
+                os.close(fd)
 
 
 def sent(_packet: Packet) -> None:
@@ -86,7 +94,7 @@ class Channel:
                 while self._outbox:
                     if not self._broken and not self._send(self._outbox[0]):
                         return False
-                    self._outbox.popleft()
+                    self._outbox.popleft().close()
             finally:
                 self._sending = False
         return True
@@ -129,7 +137,8 @@ class Channel:
     def close(self) -> None:
         """Idempotent."""
         self._broken = True
-        self._outbox.clear()
+        while self._outbox:
+            self._outbox.popleft().close()
         with suppress(OSError):
             self._sock.close()
 
@@ -137,20 +146,26 @@ class Channel:
         body = packet.body
         fds = list(packet.fds)
         head = _INLINE
-        if len(body) > _INLINE_BYTES_MAX:
-            head, body = _BODY, b""
-            fds.insert(0, _written(packet.body))
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
+            if len(body) > _INLINE_BYTES_MAX:
+                head, body = _BODY, b""
+                fds.insert(0, _written(packet.body))
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             self._sock.sendmsg([head, body], rights, _NOW)
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError:  # EPIPE, or closed meanwhile: nobody reads any more, which another descriptor tells
+        except OSError as error:
+            if error.errno in _LATER:
+                return False
+            # EPIPE, mostly: nobody reads any more. Whatever it is, both sides must come to know that no message gets
+            # through, so that a new process is told everything again.
             self._broken = True
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         else:
             sent(packet)
         finally:
-            if head is _BODY:
+            if head is _BODY and len(fds) > len(packet.fds):
                 os.close(fds[0])
         return True
 

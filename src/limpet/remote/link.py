@@ -56,6 +56,7 @@ class Link:
         self._writers: dict[int, RemoteWriter] = {}
         self._calls: dict[int, tuple[said.OpenRun | said.Call, asyncio.Future[Any]]] = {}
         self._deaths = 0
+        self._ready = False
         self._ending = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._launch(launched)
@@ -80,15 +81,21 @@ class Link:
 
     # What is said.
 
-    def send(self, message: said.FromTrainer, fds: tuple[int, ...] = (), keep: object = None) -> None:
-        """Send a message, from any thread. Never raises: what a dead process did not get, the next one is told."""
-        self._channel.send(Packet(said.encode(message), fds, keep))
+    def send(self, message: said.FromTrainer, fds: tuple[int, ...] = ()) -> None:
+        """Send a message, from any thread; with copies of ``fds``, whose owners may close them meanwhile.
+
+        What a dead process did not get, the next one is told.
+
+        Raises:
+            OSError: this process may not open so many files.
+        """
+        self._channel.send(Packet(said.encode(message), [os.dup(fd) for fd in fds]))
 
     def show(self, memory: SharedMemory) -> None:
         """Hand a slot over, unless the process has it."""
         if memory.number not in self._shown:
             self._shown.add(memory.number)
-            self.send(said.NewSlot(memory.number, memory.content_bytes), (memory.fd,), memory)
+            self.send(said.NewSlot(memory.number, memory.content_bytes), (memory.fd,))
 
     async def open(self, writer: RemoteWriter) -> None:
         """Have a run opened; on the loop.
@@ -161,7 +168,6 @@ class Link:
 
     def _launch(self, launched: Launched | None = None) -> None:
         self._shown: set[int] = set()
-        self._ready = False
         self._launched = launched or Launched()
         self._channel = Channel(self._launched.sock, self._full)
 

@@ -223,6 +223,10 @@ class RemoteWriter:
             self._withdraw()
 
     def _send(self, told: _Told, snapshot: Snapshot) -> None:
+        # While it is held: a newer save may be about to take its memory, and must not find it marked as the older one's.
+        snapshot.lease.while_held(lambda: self._send_held(told, snapshot))
+
+    def _send_held(self, told: _Told, snapshot: Snapshot) -> None:
         lease, save, plan = snapshot.lease, told.save, snapshot.plan
         mapping = lease.mapping
         shared = mapping if isinstance(mapping, SharedMemory) else None
@@ -252,7 +256,7 @@ class RemoteWriter:
             folders=[path for path, _ in spooled],
             nonces=told.nonces,
         )
-        self._link.send(message, tuple(fd for _, fd in spooled), snapshot.spool)
+        self._link.send(message, tuple(fd for _, fd in spooled))
 
     def _withdraw(self) -> None:
         """Tell which saves gave way to newer ones."""
