@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import anyio
 import numpy as np
@@ -24,8 +25,10 @@ from tests.support import (
 
 import limpet
 from limpet import Every, StoreError, UsageError
-from limpet.engine import lazy, staging
+from limpet.engine import checking, lazy, staging
 from limpet.engine.lazy import Copying, Crew
+from limpet.engine.save import Save
+from limpet.pending import PendingWrite
 from limpet.stores.memory import MemoryStore
 from limpet.workers import Workers
 
@@ -593,3 +596,35 @@ def test_pieces_are_cut_along_the_axes_until_they_are_small(monkeypatch):
     target = np.zeros((2, 5, 1000))
     cut = [piece.shape for piece, _ in staging._pieces(target, target)]
     assert cut == [(2, 1000), (2, 1000), (1, 1000)] * 2
+
+
+def test_a_check_of_leaves_that_were_copied_in_the_call_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(checking, "_WAIT_SECONDS", 10 * PATIENCE_SECONDS)
+    with checkpointer_over(MemoryStore(), check=True) as cp:
+        pending = cp.write({"small": np.ones(3)}, step=1, lazy=True)
+        assert pending.staged.done()
+
+
+def test_a_check_that_fails_itself_ends_the_save(monkeypatch):
+    def fails(*_):
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(checking.ChangedTooEarly, "_error", fails)
+    with checkpointer_over(MemoryStore(), check=True) as cp:
+        pending = cp.write({"big": noise(1, BIG)}, step=1, lazy=True)
+        with pytest.raises(MemoryError, match="no room for a copy"):
+            pending.result(PATIENCE_SECONDS)
+
+
+def test_a_copy_that_its_caller_took_over_is_not_taken_for_one_that_may_be_replaced():
+    with checkpointer_over(MemoryStore()) as cp:
+        cp.write({"first": 0}, durable=True)
+        queue = cp._open_session.queue
+        save = Save(PendingWrite(1))
+        save.copying = SimpleNamespace(pause=lambda: True)
+        assert not queue.take_copy(save)  # it was replaced: it is not among those that are staged
+        queue._staging.append(save)
+        assert queue._replaceable() == [save]
+        assert queue.take_copy(save)
+        assert queue._replaceable() == []
+        queue._staging.remove(save)

@@ -52,3 +52,12 @@ def test_a_standing_may_begin_with_what_is_there():
     policy = Last(1) | Best("loss")
     infos = [CheckpointInfo(seq, seq, 0.0, 0, 0, 0, {"loss": loss}) for seq, loss in enumerate([3, 1, 2], 1)]
     assert Standing(policy, infos[:2]).kept_with(infos[2]) == {2, 3}
+
+
+def test_what_somebody_wrote_into_meta_since_does_not_change_what_stands():
+    info = CheckpointInfo(1, 1, 0.0, 0, 0, 0, {"loss": 1.0})
+    standing = Standing(Best("loss", 1, False))
+    standing.add(info)
+    info.meta.clear()
+    standing.remove(info)
+    assert standing.kept_with(CheckpointInfo(2, 2, 0.0, 0, 0, 0, {"loss": 2.0})) == {2}
