@@ -395,5 +395,5 @@ class RunWriter:
 
 
 def _left_behind(head: Head) -> str | None:
-    left = head.record is not None and head.record.kind != "close"
-    return (head.record.owner or "another writer") if left and head.record is not None else None
+    record = head.record
+    return None if record is None or record.kind == "close" else record.owner or "another writer"

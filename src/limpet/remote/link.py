@@ -94,8 +94,8 @@ class Link:
     def show(self, memory: SharedMemory) -> None:
         """Hand a slot over, unless the process has it."""
         if memory.number not in self._shown:
-            self._shown.add(memory.number)
             self.send(said.NewSlot(memory.number, memory.content_bytes), (memory.fd,))
+            self._shown.add(memory.number)
 
     async def open(self, writer: RemoteWriter) -> None:
         """Have a run opened; on the loop.
