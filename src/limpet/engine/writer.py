@@ -20,6 +20,7 @@ from limpet.engine.edits import with_pin, without, without_damaged
 from limpet.engine.janitor import Janitor
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
 from limpet.engine.log import Head, Log
+from limpet.engine.pacing import Pacer
 from limpet.engine.policy import policy_to_record, report_narrowing
 from limpet.engine.queue import SaveQueue
 from limpet.engine.reader import Reader
@@ -102,9 +103,13 @@ class RunWriter:
         self._chooser = CodecChooser(settings.compression, threads=encoders.urgent.count)
         self._log_lock = anyio.Lock()
         self._tail: anyio.Event | None = None
-        self._last_start = float("-inf")
         self._number = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._pacer = Pacer(
+            queue,
+            interval_seconds=store.commit_interval_seconds,
+            clock=settings.timing.clock,
+            start=self._start,
+        )
         self._tidy_wakeup = asyncio.Event()
         self._stopped = asyncio.Event()
         self._scopes: dict[anyio.CancelScope, None] = {}  # in the order of the calls
@@ -180,21 +185,10 @@ class RunWriter:
             tidy.cancel()
 
     def wake(self) -> None:
-        """Start every save whose turn it is; on the loop. A paced one makes it look again by itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while isinstance(found := self._queue.start_nowait(self._pace), Save):
-            self._start(found)
-        if found is not None:
-            self._timer = asyncio.get_running_loop().call_later(found, self.wake)
-
-    def _pace(self) -> float:
-        due = self._last_start + self._store.commit_interval_seconds
-        return max(0.0, due - self._settings.timing.clock())
+        """Start every save whose turn it is; on the loop."""
+        self._pacer.look()
 
     def _start(self, save: Save) -> None:
-        self._last_start = self._settings.timing.clock()
         before, self._tail = self._tail, anyio.Event()
         self._number += 1
         task = asyncio.get_running_loop().create_task(self._write(save, self._number, before, self._tail))
@@ -389,8 +383,7 @@ class RunWriter:
                             await self._sweep(graceful=True, closing=True)
                 except LimpetError as error:
                     warn_gently(f"limpet left {self._store.url} untidy: {error}")
-        if self._timer is not None:
-            self._timer.cancel()
+        self._pacer.stop()
         self._stopped.set()
 
 

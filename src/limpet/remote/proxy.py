@@ -16,6 +16,7 @@ import msgspec
 
 from limpet import events
 from limpet.engine.live import Checkpoint, LiveSet, info_of
+from limpet.engine.pacing import Pacer
 from limpet.engine.queue import SaveQueue
 from limpet.engine.reader import Reader
 from limpet.engine.save import Save
@@ -114,8 +115,12 @@ class RemoteWriter:
         self._emit = emit
         self._epoch: int | None = None
         self._hurried = False
-        self._last_start = float("-inf")
-        self._timer: asyncio.TimerHandle | None = None
+        self._pacer = Pacer(
+            queue,
+            interval_seconds=store.commit_interval_seconds,
+            clock=settings.timing.clock,
+            start=self._start,
+        )
         self._stopped = asyncio.Event()
         self._told: dict[int, _Told] = {}
         self._numbers: dict[Save, int] = {}
@@ -183,8 +188,7 @@ class RemoteWriter:
             warn_gently(f"limpet left {self._store.url} untidy: {error}")
         self._link.leave(self)
         self.lose(StoreError("the save was not committed before the deadline of close().", kind="late"))
-        if self._timer is not None:
-            self._timer.cancel()
+        self._pacer.stop()
         self._stopped.set()
 
     def lose(self, error: BaseException) -> None:
@@ -277,24 +281,13 @@ class RemoteWriter:
         self._link.send(said.Hurry(self.run, self._hurried))
 
     def wake(self) -> None:
-        """Start every save whose turn it is; on the loop. A paced one makes it look again by itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Start every save whose turn it is; on the loop."""
         if self._queue.hurried != self._hurried:
             self._hurried = self._queue.hurried
             self._link.send(said.Hurry(self.run, self._hurried))
-        while isinstance(found := self._queue.start_nowait(self._pace), Save):
-            self._start(found)
-        if found is not None:
-            self._timer = asyncio.get_running_loop().call_later(found, self.wake)
-
-    def _pace(self) -> float:
-        due = self._last_start + self._store.commit_interval_seconds
-        return max(0.0, due - self._settings.timing.clock())
+        self._pacer.look()
 
     def _start(self, save: Save) -> None:
-        self._last_start = self._settings.timing.clock()
         with self._link.lock:
             number = self._numbers.get(save)
             told = None if number is None else self._told[number]
