@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from limpet.engine.memory import MemoryBudget
 from limpet.engine.save import Save
-from limpet.engine.slots import Bytes8, Lease, MemoryBudget, SlotPool
+from limpet.engine.slots import Bytes8, Lease, SlotPool
 from limpet.engine.staging import Snapshot
 from limpet.format.buffers import Buffer, FileSlice
 from limpet.format.chunks import Plan
