@@ -55,8 +55,8 @@ FAULT_PAGE = (
     one(
         "acknowledge-before-the-record",
         WRITER,
-        "        self._sent.add(number)\n",
-        "        self._sent.add(number)\n        save.resolve(uploaded.receipt(save, self.log.head.seq + 1))\n",
+        "            self._sent.add(number)\n",
+        "            self._sent.add(number)\n            save.resolve(uploaded.receipt(save, self.log.head.seq + 1))\n",
         ON_COMMITS,
         "unknown_commit or nothing_before",
     ),
