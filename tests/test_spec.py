@@ -21,7 +21,7 @@ from tests.golden import make
 
 import limpet
 from limpet.engine.staging import Draft
-from limpet.format import codec, generators, layout, manifest, nodes, record
+from limpet.format import codec, deltas, generators, layout, manifest, nodes, record
 from limpet.format.assemble import _PLANNERS
 from limpet.format.inline import _ELEMENT_DECODERS
 from limpet.format.leaves import FRACTION_DIGITS_MAX
@@ -508,7 +508,7 @@ def test_the_spec_names_every_field(kind):
 
 
 def test_the_spec_names_every_codec():
-    assert [name for name in ("raw", "zstd", *codec.PLANES) if f"`{name}`" not in SPEC] == []
+    assert [name for name in ("raw", "zstd", *codec.PLANES, *deltas.DELTAS) if f"`{name}`" not in SPEC] == []
 
 
 def test_the_spec_has_the_limits_that_the_code_has():
