@@ -15,7 +15,7 @@ from tests.mutations.shape import (
     ON_LOCAL,
     ON_LOG,
     ON_OBJECTS,
-    READER,
+    PIECES,
     WRITER,
     one,
 )
@@ -149,7 +149,7 @@ FAULT_PAGE = (
     ),
     one(
         "decompress-a-chunk-before-its-digest",
-        READER,
+        PIECES,
         "if not checked and blake3.blake3(stored).hexdigest() != _stored_digest(chunk):",
         "if not checked and not _stored_digest(chunk):",
         ON_GAPS,
