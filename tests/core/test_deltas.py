@@ -462,3 +462,13 @@ def test_delta_without_compression_is_refused(tmp_path: Path) -> None:
 def test_delta_is_true_or_false(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="delta="):
         Checkpointer(tmp_path, delta="yes")  # type: ignore[arg-type]
+
+
+def test_a_held_back_state_that_is_committed_at_the_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    weights = Weights(names=("a",))
+    with Checkpointer(tmp_path, delta=True, every=limpet.Every(steps=5)) as cp:
+        for step in range(3):
+            state = weights.step()
+            cp.write(state, step=step)
+    with limpet.open(tmp_path) as run:
+        assert_equal(run.read(), state)

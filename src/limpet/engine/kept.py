@@ -169,6 +169,12 @@ class LastCommitted:
             return None
         return Differences(self._kept, self._ids, known, self._chooser)
 
+    def give_up(self) -> None:
+        """Keep nothing any more."""
+        if self._kept is not None:
+            self._kept.release()
+            self._kept = None
+
     @contextmanager
     def replacing(self, snapshot: Keepable | None, manifest: Manifest, *, inline: bool) -> Iterator[bool]:
         """A block that commits ``snapshot``, which is uploaded: whether its content is kept. If it fails, it is not.

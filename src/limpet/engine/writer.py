@@ -390,6 +390,7 @@ class RunWriter:
                 except LimpetError as error:
                     warn_gently(f"limpet left {self._store.url} untidy: {error}")
         self._pacer.stop()
+        self._last.give_up()
         self._stopped.set()
 
 
