@@ -55,8 +55,8 @@ FAULT_PAGE = (
     one(
         "acknowledge-before-the-record",
         WRITER,
-        "        self._sent.add(number)\n",
-        "        self._sent.add(number)\n        save.resolve(uploaded.receipt(save, self.log.head.seq + 1))\n",
+        "            self._sent.add(number)\n",
+        "            self._sent.add(number)\n            save.resolve(uploaded.receipt(save, self.log.head.seq + 1))\n",
         ON_COMMITS,
         "unknown_commit or nothing_before",
     ),
@@ -142,7 +142,7 @@ FAULT_PAGE = (
     one(
         "reuse-a-borrowed-buffer",
         "engine/slots.py",
-        "lent = lent or any(reference() is not None for reference in self._borrowed)",
+        "lent = lent or self._is_borrowed()",
         "lent = False",
         "tests/test_decisions.py",
         "slot or memory or buffer or lease or borrow",

@@ -24,10 +24,12 @@ def test_what_was_staged_outlives_the_trainer(folder, how):
 def test_a_forked_child_that_lives_on_does_not_hide_the_trainers_death(folder):
     trained = train(folder, "forked")
     try:
-        check_run(folder, trained.pushed, exactly=True)
+        check_run(folder, trained.pushed, exactly=True, locked=True)
         assert gone(trained.writer)
     finally:
         end(trained.children)
+    assert all(gone(child) for child in trained.children)
+    check_run(folder, trained.pushed, exactly=True)
 
 
 @pytest.mark.parametrize("how", ["close", "left open"])

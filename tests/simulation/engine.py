@@ -22,7 +22,7 @@ import limpet.holding
 import limpet.session
 import limpet.writing
 from limpet.engine import chains, encode, index, log, opening, pieces, save, staging, upload
-from limpet.engine.slots import MemoryBudget
+from limpet.engine.memory import MemoryBudget
 from limpet.engine.staging import Copier
 from limpet.engine.urgency import Encoders
 from limpet.format import chunks, layout

@@ -18,8 +18,10 @@ from limpet.engine.bases import Bases
 from limpet.engine.budget import ByteBudget
 from limpet.engine.edits import with_pin, without, without_damaged
 from limpet.engine.janitor import Janitor
+from limpet.engine.kept import LastCommitted
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
 from limpet.engine.log import Head, Log
+from limpet.engine.pacing import Pacer
 from limpet.engine.policy import policy_to_record, report_narrowing
 from limpet.engine.queue import SaveQueue
 from limpet.engine.reader import Reader
@@ -57,6 +59,7 @@ class WriterSettings:
         compression: ``"auto"``, ``"off"`` or a codec.
         note: goes into our open record (where a warm start came from, say).
         timing: deadlines and clocks.
+        delta: whether the content of the last committed checkpoint is kept, to store differences from it.
         continues: epoch of the writer that this one stands in for: no newer one may have come between.
     """
 
@@ -65,6 +68,7 @@ class WriterSettings:
     library: str
     retain: retention.Policy | None = None
     compression: str = "auto"
+    delta: bool = False
     note: dict[str, Any] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
     continues: int | None = None
@@ -100,11 +104,16 @@ class RunWriter:
         self.reader = Reader(store, encoders.urgent)
         self._bases = Bases(store, settings.timing)
         self._chooser = CodecChooser(settings.compression, threads=encoders.urgent.count)
+        self._last = LastCommitted(wanted=settings.delta)
         self._log_lock = anyio.Lock()
         self._tail: anyio.Event | None = None
-        self._last_start = float("-inf")
         self._number = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._pacer = Pacer(
+            queue,
+            interval_seconds=store.commit_interval_seconds,
+            clock=settings.timing.clock,
+            start=self._start,
+        )
         self._tidy_wakeup = asyncio.Event()
         self._stopped = asyncio.Event()
         self._scopes: dict[anyio.CancelScope, None] = {}  # in the order of the calls
@@ -162,6 +171,7 @@ class RunWriter:
             budget=ByteBudget(_IN_FLIGHT_BYTES),
             chooser=self._chooser,
             bases=self._bases,
+            last=self._last,
             workers=self._workers_for,
             make_room=self._make_room,
             on_retry=self._retried,
@@ -180,21 +190,10 @@ class RunWriter:
             tidy.cancel()
 
     def wake(self) -> None:
-        """Start every save whose turn it is; on the loop. A paced one makes it look again by itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while isinstance(found := self._queue.start_nowait(self._pace), Save):
-            self._start(found)
-        if found is not None:
-            self._timer = asyncio.get_running_loop().call_later(found, self.wake)
-
-    def _pace(self) -> float:
-        due = self._last_start + self._store.commit_interval_seconds
-        return max(0.0, due - self._settings.timing.clock())
+        """Start every save whose turn it is; on the loop."""
+        self._pacer.look()
 
     def _start(self, save: Save) -> None:
-        self._last_start = self._settings.timing.clock()
         before, self._tail = self._tail, anyio.Event()
         self._number += 1
         task = asyncio.get_running_loop().create_task(self._write(save, self._number, before, self._tail))
@@ -235,13 +234,14 @@ class RunWriter:
         reach("save.begun")
         uploaded = await upload.run()
         reach("save.uploaded")
-        save.release()
-        self._queue.notify()
-        if before is not None:
-            await before.wait()
-        save.handle.phase = Phase.COMMITTING
-        self._sent.add(number)
-        record = await self._commit(save, uploaded)
+        with self._last.replacing(save.snapshot, uploaded.manifest, inline=bool(uploaded.body)) as save.kept:
+            save.release()
+            self._queue.notify()
+            if before is not None:
+                await before.wait()
+            save.handle.phase = Phase.COMMITTING
+            self._sent.add(number)
+            record = await self._commit(save, uploaded)
         reach("save.committed")
         self._emit(Committed(record.seq, save.step, uploaded.raw_bytes, uploaded.new_bytes, save.elapsed()))
         for step in save.replaced_steps:
@@ -389,8 +389,7 @@ class RunWriter:
                             await self._sweep(graceful=True, closing=True)
                 except LimpetError as error:
                     warn_gently(f"limpet left {self._store.url} untidy: {error}")
-        if self._timer is not None:
-            self._timer.cancel()
+        self._pacer.stop()
         self._stopped.set()
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from limpet import events
 from limpet.engine.live import Checkpoint, LiveSet, info_of
+from limpet.engine.pacing import Pacer
 from limpet.engine.queue import SaveQueue
 from limpet.engine.reader import Reader
 from limpet.engine.save import Save
@@ -114,8 +115,12 @@ class RemoteWriter:
         self._emit = emit
         self._epoch: int | None = None
         self._hurried = False
-        self._last_start = float("-inf")
-        self._timer: asyncio.TimerHandle | None = None
+        self._pacer = Pacer(
+            queue,
+            interval_seconds=store.commit_interval_seconds,
+            clock=settings.timing.clock,
+            start=self._start,
+        )
         self._stopped = asyncio.Event()
         self._told: dict[int, _Told] = {}
         self._numbers: dict[Save, int] = {}
@@ -139,6 +144,7 @@ class RemoteWriter:
             library=settings.library,
             retain=None if settings.retain is None else retention.to_json(settings.retain),
             compression=settings.compression,
+            delta=settings.delta,
             takeover=self._takeover,
             name=self._name,
             note=settings.note,
@@ -183,8 +189,7 @@ class RemoteWriter:
             warn_gently(f"limpet left {self._store.url} untidy: {error}")
         self._link.leave(self)
         self.lose(StoreError("the save was not committed before the deadline of close().", kind="late"))
-        if self._timer is not None:
-            self._timer.cancel()
+        self._pacer.stop()
         self._stopped.set()
 
     def lose(self, error: BaseException) -> None:
@@ -201,6 +206,7 @@ class RemoteWriter:
     def report(self, how: str) -> None:
         """The process died, and a new one is on its way."""
         unfinished = len(self._told)
+        self._queue.give_up_kept()  # the new one knows nothing of it
         warn_gently(
             f"limpet: the process that writes {self._store.url} ended {how}. A new one goes on with what is staged."
         )
@@ -277,24 +283,13 @@ class RemoteWriter:
         self._link.send(said.Hurry(self.run, self._hurried))
 
     def wake(self) -> None:
-        """Start every save whose turn it is; on the loop. A paced one makes it look again by itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Start every save whose turn it is; on the loop."""
         if self._queue.hurried != self._hurried:
             self._hurried = self._queue.hurried
             self._link.send(said.Hurry(self.run, self._hurried))
-        while isinstance(found := self._queue.start_nowait(self._pace), Save):
-            self._start(found)
-        if found is not None:
-            self._timer = asyncio.get_running_loop().call_later(found, self.wake)
-
-    def _pace(self) -> float:
-        due = self._last_start + self._store.commit_interval_seconds
-        return max(0.0, due - self._settings.timing.clock())
+        self._pacer.look()
 
     def _start(self, save: Save) -> None:
-        self._last_start = self._settings.timing.clock()
         with self._link.lock:
             number = self._numbers.get(save)
             told = None if number is None else self._told[number]
@@ -336,6 +331,8 @@ class RemoteWriter:
                     del self._numbers[save]
                 if told.lent and save.snapshot is not None:
                     save.snapshot.release(lent=True)
+                elif message.kept and save.snapshot is not None:
+                    save.snapshot.keep()
                 if message.receipt is not None:
                     self._link.progress()
                     self._succeed(save, message.receipt)
