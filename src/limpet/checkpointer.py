@@ -117,8 +117,7 @@ class Checkpointer(Writing):
             return Retrying(sealed(open_store(url, settings.storage), settings.key))
 
         own = store()
-        if settings.start_from is not None:
-            open_start(settings.start_from, own.url, settings.storage)  # wrong ones are refused here, not at a read
+        _check_start(settings, own.url)
         super().__init__(own, settings, reopen=store, place=place_for(url, settings))
 
     @property
@@ -375,3 +374,9 @@ class Checkpointer(Writing):
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._session is not None else "not opened yet"
         return f"<Checkpointer {self._store.url}, {state}>"
+
+
+def _check_start(settings: Settings, url: str) -> None:
+    """Refuse a wrong ``start_from`` here, not at a read."""
+    if settings.start_from is not None:
+        open_start(settings.start_from, url, settings.storage)
