@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -81,3 +83,38 @@ def test_whoever_cannot_be_told_something_sees_the_end(ends):
     Channel(Refusing(ends[0], errno.EBADF)).send(Packet(b"body"))
     with pytest.raises(EOFError):
         Channel(ends[1]).receive()
+
+
+class Interrupted(Refusing):
+    """A socket on which something happens in the middle of each send."""
+
+    def __init__(self, sock: socket.socket, happens: Callable[[], None]) -> None:
+        super().__init__(sock)
+        self.happens = happens
+
+    def sendmsg(self, *args):
+        sent = self.sock.sendmsg(*args)
+        self.happens()
+        return sent
+
+
+def test_a_channel_may_be_closed_while_another_thread_sends_on_it(ends):
+    closing = threading.Thread(target=lambda: channel.close())
+
+    def close_elsewhere() -> None:
+        closing.start()
+        closing.join(0.1)  # it may end here, or wait for us
+
+    fd = open_fd()
+    channel = Channel(Interrupted(ends[0], close_elsewhere))
+    channel.send(Packet(b"body", [fd]))
+    closing.join()
+    assert not is_open(fd)
+    assert Channel(ends[1]).receive()[0] == b"body"
+
+
+def test_a_finalizer_may_close_a_channel_in_the_middle_of_a_send(ends):
+    fds = [open_fd(), open_fd()]
+    channel = Channel(Interrupted(ends[0], lambda: (channel.send(Packet(b"never", fds[1:])), channel.close())))
+    channel.send(Packet(b"body", fds[:1]))
+    assert not any(map(is_open, fds))

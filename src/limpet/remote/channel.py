@@ -137,9 +137,8 @@ class Channel:
     def close(self) -> None:
         """Idempotent."""
         self._broken = True
-        while self._outbox:
-            self._outbox.popleft().close()
-        with suppress(OSError):
+        self.flush()  # drops what is left, after a thread that is in the middle of sending it
+        with self._lock, suppress(OSError):
             self._sock.close()
 
     def _send(self, packet: Packet) -> bool:
