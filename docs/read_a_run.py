@@ -1,4 +1,4 @@
-"""Read the newest state of a run from its folder, without limpet: format 1 of docs/spec.md in one page.
+"""Read the newest state of a run from its folder, without limpet: docs/spec.md in one page.
 
     python docs/read_a_run.py runs/42
 
@@ -42,16 +42,23 @@ def inflate(frame: bytes, size: int) -> bytes:
     return ZstdDecompressor().decompress(frame, allow_extra_data=False)
 
 
-def decode(codec: str, stored: bytes, size: int) -> bytes:
-    """A chunk's raw bytes: as they are, one frame, or one plane after the other for each byte of a word."""
+def decode(codec: str, stored: bytes, size: int, base: bytes) -> bytes:
+    """A chunk's raw bytes: as they are, one frame, or one plane after the other for each byte of a word.
+
+    The words of a delta are its differences from those of its base, and 128 in each byte.
+    """
     if codec in ("raw", "zstd"):
         return stored if codec == "raw" else inflate(stored, size)
-    width = {"planes2": 2, "planes4": 4, "planes8": 8}[codec]
+    width = {"planes2": 2, "planes4": 4, "planes8": 8, "delta2": 2, "delta4": 4, "delta8": 8}[codec]
     words, position, raw = size // width, 4 * width, bytearray(size)
     for index, length in enumerate(struct.unpack_from(f"<{width}I", stored)):
         plane = stored[position : position + length]
         raw[index : words * width : width] = plane if length == words else inflate(plane, words)
         position += length
+    for at in range(0, words * width if codec.startswith("delta") else 0, width):
+        one, other = (int.from_bytes(each[at : at + width], "little") for each in (raw, base))
+        word = (one + other - int.from_bytes(b"\x80" * width, "little")) % 256**width
+        raw[at : at + width] = word.to_bytes(width, "little")
     raw[words * width :] = stored[position:]
     return bytes(raw)
 
@@ -70,13 +77,22 @@ def read_buffers(root: Path, commit: dict[str, Any]) -> tuple[Any, list[bytes]]:
     stored = fetch(at["key"], at["offset"], at["size"])
     check(blake3(stored).hexdigest() == at["digest"] and 0 <= frame_content_size(stored) <= 64 << 20, "the manifest")
     manifest = json.loads(inflate(stored, frame_content_size(stored)))
-    starts, content = [0], bytearray()
-    for name, size, codec, pack, offset, length, digest in manifest["chunks"]:
+    check(manifest["version"] in (1, 2), "the manifest, or it is of a newer format")
+    chunks, base_of = manifest["chunks"] + manifest.get("bases", []), dict(manifest.get("deltas", []))
+
+    def read_chunk(index: int, links: int = 0) -> bytes:
+        name, size, codec, pack, offset, length, digest = chunks[index]
+        check(links <= 8 and codec.startswith("delta") == (index in base_of), f"the chain of chunk {name}")
+        base = read_chunk(base_of[index], links + 1) if index in base_of else b""
         stored = fetch(manifest["packs"][pack], offset, length)
         check(codec == "raw" or blake3(stored).hexdigest() == digest, f"stored bytes of chunk {name}")
-        raw = decode(codec, stored, size)
+        raw = decode(codec, stored, size, base)
         check(blake3(raw).hexdigest() == name, f"chunk {name}")
-        content += raw
+        return raw
+
+    starts, content = [0], bytearray()
+    for index in range(len(manifest["chunks"])):
+        content += read_chunk(index)
         starts.append(len(content))
     spans = [(starts[chunk] + offset, size) for chunk, offset, size in manifest["buffers"]]
     return manifest["tree"], [bytes(content[start : start + size]) for start, size in spans]

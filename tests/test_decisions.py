@@ -6,7 +6,8 @@ import numpy as np
 from tests.support import noise, run_script
 
 import limpet
-from limpet.engine.slots import MemoryBudget, SlotPool
+from limpet.engine.memory import MemoryBudget
+from limpet.engine.slots import SlotPool
 from limpet.format.layout import parse_pack_key
 
 MIB = 1 << 20

@@ -245,7 +245,9 @@ def python_blocks(path: Path) -> list[tuple[int, bool, str]]:
 
 
 @pytest.mark.parametrize("attempt", ["first", "again"])
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "states.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [README, ROOT / "docs" / "states.md", ROOT / "docs" / "deltas.md"], ids=lambda page: page.name
+)
 def test_the_pages_tell_the_truth(page: Path, attempt: str, shared_folder: Path) -> None:
     """Their blocks run from top to bottom, in one folder, and then once more: running again is what limpet is for."""
     for line, runs, code in python_blocks(page):

@@ -21,7 +21,7 @@ from tests.golden import make
 
 import limpet
 from limpet.engine.staging import Draft
-from limpet.format import codec, generators, layout, manifest, nodes, record
+from limpet.format import codec, deltas, generators, layout, manifest, nodes, record
 from limpet.format.assemble import _PLANNERS
 from limpet.format.inline import _ELEMENT_DECODERS
 from limpet.format.leaves import FRACTION_DIGITS_MAX
@@ -146,6 +146,62 @@ def listing(root):
 def about(path):
     status = path.stat()
     return status.st_mode, status.st_mtime_ns, path.read_bytes() if path.is_file() else None
+
+
+# A golden run of deltas
+
+
+def delta_manifests():
+    """By step, of its two live checkpoints."""
+    found = {}
+    for seq in make.DELTA_SEQS:
+        commit = decode_record((make.DELTA_FOLDER / layout.log_key(seq)).read_bytes(), seq)[0].commit
+        at = commit.manifest
+        held = (make.DELTA_FOLDER / at.key).read_bytes() if at.key else commit.body_bytes()
+        stored = held[at.offset : at.offset + at.size]
+        found[commit.step] = (stored, manifest.decode_manifest(stored, at.digest))
+    return found
+
+
+def test_golden_deltas_are_read_bit_for_bit():
+    with limpet.open(make.DELTA_FOLDER) as run:
+        assert [info.seq for info in run.checkpoints()] == make.DELTA_SEQS
+        for info in run.checkpoints():
+            assert run.verify(info).info == info
+            assert content(run.read(at=info)) == content(make.trained(info.step))
+
+
+def test_the_page_reads_golden_deltas():
+    assert read_a_run.read(make.DELTA_FOLDER) == plainly(make.trained(make.DELTA_SECOND))
+
+
+def test_golden_deltas_hold_every_codec_and_chains_of_several_depths():
+    _, decoded = delta_manifests()[make.LAST_TRAINED]
+    assert {chunk.codec for chunk in decoded.chunks} == set(deltas.DELTAS)
+    assert {chunk.codec for chunk in decoded.bases} >= set(codec.PLANES)
+    assert manifest.depth(decoded) == [4, 2, 4]
+
+
+def test_golden_deltas_go_on_in_a_second_attempt_with_the_chains_of_the_first():
+    before, after = (delta_manifests()[step][1] for step in (make.LAST_TRAINED, make.DELTA_SECOND))
+    assert (after.chunks, after.deltas) == (before.chunks, before.deltas)
+
+
+def test_golden_manifests_of_deltas_are_encoded_to_the_same_json():
+    for stored, decoded in delta_manifests().values():
+        assert decoded.version == 2
+        again, _ = manifest.encode_manifest(decoded)
+        assert zstandard.decompress(again) == zstandard.decompress(stored)
+
+
+def test_a_golden_run_of_deltas_goes_on(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(make.DELTA_FOLDER, run)
+    with limpet.Checkpointer(run) as cp:
+        assert content(cp.resume().state) == content(make.trained(make.DELTA_SECOND))
+        cp.write({"on": True}, step=6, durable=True)
+        assert [info.step for info in cp.checkpoints()] == [make.DELTA_SECOND, 6]
+    assert read_a_run.read(run) == {"on": True}
 
 
 def test_the_golden_run_is_whole():
@@ -466,6 +522,21 @@ def test_the_page_reads_large_and_shared_chunks(tmp_path):
     assert read_a_run.read(tmp_path) == plainly({**state, "n": 2})
 
 
+def test_the_page_refuses_flipped_bits_anywhere_in_a_chain(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(make.DELTA_FOLDER, run)
+    needed = [use.key for use in decode_record((run / layout.log_key(6)).read_bytes(), 6)[0].commit.packs]
+    for number in range(40):
+        path = run / needed[number % len(needed)]
+        data = path.read_bytes()
+        position = number * 997 % (len(data) - 2000)  # not its manifest, which later ones do not need
+        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            read_a_run.read(run)
+        path.write_bytes(data)
+    assert read_a_run.read(run) == plainly(make.trained(make.DELTA_SECOND))
+
+
 def test_the_page_refuses_every_flipped_bit(tmp_path):
     run = tmp_path / "run"
     with limpet.Checkpointer(run, compression="zstd") as cp:
@@ -508,7 +579,7 @@ def test_the_spec_names_every_field(kind):
 
 
 def test_the_spec_names_every_codec():
-    assert [name for name in ("raw", "zstd", *codec.PLANES) if f"`{name}`" not in SPEC] == []
+    assert [name for name in ("raw", "zstd", *codec.PLANES, *deltas.DELTAS) if f"`{name}`" not in SPEC] == []
 
 
 def test_the_spec_has_the_limits_that_the_code_has():

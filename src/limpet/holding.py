@@ -235,6 +235,7 @@ class Holding(Reading):
             buffers=settings.buffers,
             on_busy=settings.on_busy,
             compression=settings.compression,
+            delta=settings.delta,
             memory_limit=settings.memory_limit,
             takeover=settings.takeover,
             name=self._name,

@@ -55,6 +55,7 @@ class SessionSettings:
     buffers: int = 2
     on_busy: OnBusy = "supersede"
     compression: str = "auto"
+    delta: bool = False
     memory_limit: int | None = None
     takeover: bool = False
     name: str = ""
@@ -94,7 +95,8 @@ class Session:
         )
         self.loop = self.threads.loop
         link = self.threads.link
-        self.pool = SlotPool(settings.buffers, self.threads.budget, anonymous_memory if link is None else link.memory)
+        memory = anonymous_memory if link is None else link.memory
+        self.pool = SlotPool(settings.buffers, self.threads.budget, memory, keeps=settings.delta)
         self.queue = SaveQueue(self.pool, settings.on_busy, self._wake)
         self.threads.budget.watch(self.queue.notify)
         self.unseen = Unseen()
@@ -194,6 +196,7 @@ class Session:
             library=settings.library,
             retain=settings.retain,
             compression=settings.compression,
+            delta=settings.delta,
             note=dict(settings.note),
             timing=settings.timing,
         )

@@ -48,11 +48,12 @@ class Settings:
     key: bytes | None = field(default=None, repr=False)
     engine: Engine = "thread"
     check: bool = False
+    delta: bool = False
 
     def __post_init__(self) -> None:
         if self.key is not None:
             Seal(self.key)
-        parse_compression(self.compression)
+        mode, _ = parse_compression(self.compression)
         _one_of("on_busy", self.on_busy, get_args(OnBusy))
         _one_of("engine", self.engine, get_args(Engine))
         _one_of("on_error", self.on_error, get_args(OnError))
@@ -70,6 +71,12 @@ class Settings:
         _type_of("takeover", self.takeover, bool, "True or False")
         _type_of("allow_pickle", self.allow_pickle, bool, "True or False")
         _type_of("check", self.check, bool, "True or False")
+        _type_of("delta", self.delta, bool, "True or False")
+        if self.delta and mode == "off":
+            raise UsageError(
+                'delta=True stores differences, which are coded, and compression="off" stores bytes as they are.',
+                hint="Choose one.",
+            )
         if not isinstance(self.storage, Mapping):  # not shown: it may be a secret
             raise UsageError(
                 f"storage= is a {type(self.storage).__name__}, not a dict.", hint="Give names and values of options."

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import time
 
-from limpet.engine.memory import default_limit_bytes
-from limpet.engine.slots import MemoryBudget
+from limpet.engine.memory import MemoryBudget, default_limit_bytes
 from limpet.engine.staging import Copier
 from limpet.engine.urgency import Encoders
 from limpet.loop import EngineLoop

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from limpet.engine.memory import MemoryBudget
 from limpet.engine.save import Save
-from limpet.engine.slots import MemoryBudget, SlotPool
+from limpet.engine.slots import SlotPool
 from limpet.engine.staging import Copier, Draft, Snapshot
 from limpet.format.interval import Interval, due
 from limpet.workers import refuse_reentry

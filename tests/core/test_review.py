@@ -10,7 +10,8 @@ from tests.support import Gated, checkpointer_over, noise, run_script
 import limpet
 from limpet import Checkpointer, StoreError, UsageError
 from limpet.engine.budget import ByteBudget
-from limpet.engine.slots import MemoryBudget, SlotPool
+from limpet.engine.memory import MemoryBudget
+from limpet.engine.slots import SlotPool
 from limpet.engine.staging import Copier, Draft
 from limpet.format.registry import default_registry
 from limpet.format.tree import flatten

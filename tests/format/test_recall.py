@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limpet import UnsupportedLeafError
-from limpet.engine.slots import MemoryBudget, SlotPool
+from limpet.engine.memory import MemoryBudget
+from limpet.engine.slots import SlotPool
 from limpet.engine.staging import Copier, Draft, Snapshot, detach_small
 from limpet.format.registry import Registry
 from limpet.format.tree import Recall, flatten

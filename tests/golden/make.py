@@ -1,8 +1,8 @@
 """Makes ``docs/golden/format-1``: one small run with every kind of record, codec and leaf that format 1 has.
 
-    python tests/golden/make.py
+    python tests/golden/make.py format-1
 
-The files pin the format: they are made once, and changed by no version that still writes format 1. What differs from
+And ``format-2``: a run whose checkpoints are deltas from those before. The files pin the format: they are made once, and changed by no version that still writes format 1. What differs from
 machine to machine (clock, host, random digits) is fixed here, so that a second run gives the same files, as long as
 zstd compresses alike.
 """
@@ -31,10 +31,12 @@ from uuid import UUID
 import numpy as np
 
 import limpet
-from limpet.engine import log, opening, upload
+from limpet.engine import log, opening, staging, upload
+from limpet.format import chunks
 from limpet.format.record import Writer
 
 FOLDER = Path(__file__).parents[2] / "docs" / "golden" / "format-1"
+DELTA_FOLDER = FOLDER.with_name("format-2")
 CHILD = "shard-3"
 TIME = 1_700_000_000.25
 DIRECTORY_TIME_NS = 1_700_000_000_123_456_789
@@ -261,20 +263,57 @@ def fixed():
     return patches
 
 
-def main():
-    shutil.rmtree(FOLDER, ignore_errors=True)
+def trained(step):
+    """What training does to weights: halves and doubles change at every step, floats every other one, at last nothing."""
+    random = np.random.default_rng(3)
+    state = {"h": noise("<f2", 6001), "f": noise("<f4", 3000), "d": noise("<f8", 2000), "step": step}
+    for past in range(1, min(step, LAST_TRAINED) + 1):
+        for name, every in (("h", 1), ("f", 2), ("d", 1)):
+            if past % every == 0:
+                w = state[name]
+                state[name] = (w + random.standard_normal(w.size) * 1e-4 * np.abs(w)).astype(w.dtype)
+    return state
+
+
+LAST_TRAINED, DELTA_SECOND = 4, 5
+DELTA_SEQS = [6, 9]
+
+
+def make_deltas(folder, _work):
+    """Two of six checkpoints are left, and the packs that they build on. The last is of a second attempt.
+
+    Every array has chunks of its own, as large ones have.
+    """
+    for module in (chunks, staging):
+        mock.patch.object(module, "SHARED_BYTES", 1000).start()
+    with limpet.Checkpointer(folder, retain=limpet.Last(2), owner="golden", compression="zstd", delta=True) as cp:
+        for step in range(DELTA_SECOND):
+            cp.write(trained(step), step=step, durable=True)
+        cp.sweep()
+    with limpet.Checkpointer(folder, retain=limpet.Last(2), owner="golden", compression="zstd") as cp:
+        assert cp.resume().next_step == DELTA_SECOND
+        cp.write(trained(DELTA_SECOND), step=DELTA_SECOND, durable=True)
+        cp.sweep()
+
+
+RUNS = {FOLDER: make, DELTA_FOLDER: make_deltas}
+
+
+def main(name):
+    [(made, write)] = [(made, write) for made, write in RUNS.items() if made.name == name]
+    shutil.rmtree(made, ignore_errors=True)
     for patch in fixed():
         patch.start()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        make(work / "run", work)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        write(work / "run", work)
         for path in sorted((work / "run").rglob("*")):
             relative = path.relative_to(work / "run")
-            if path.is_file() and path.name != "writer.lock":
-                (FOLDER / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, FOLDER / relative)
-    print(f"{FOLDER}: {sum(path.stat().st_size for path in FOLDER.rglob('*') if path.is_file())} bytes")
+            if path.is_file() and path.name not in ("writer.lock", "reserve"):
+                (made / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, made / relative)
+    print(f"{made}: {sum(path.stat().st_size for path in made.rglob('*') if path.is_file())} bytes")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

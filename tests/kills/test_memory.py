@@ -20,7 +20,7 @@ from tests.support import noise, run_script
 
 import limpet
 from limpet import Checkpointer, Files, Last, LimpetError
-from limpet.engine import encode, slots, upload
+from limpet.engine import encode, memory, slots, upload
 from limpet.stores import local_objects
 
 MIB = 1 << 20
@@ -181,7 +181,7 @@ class NoMemory:
 
 
 def test_a_buffer_that_cannot_be_mapped_takes_nothing_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    budget = slots.MemoryBudget(100 * MIB)
+    budget = memory.MemoryBudget(100 * MIB)
     pool = slots.SlotPool(2, budget)
     with monkeypatch.context() as patch:
         patch.setattr(slots.mmap, "mmap", NoMemory())
@@ -198,7 +198,7 @@ def test_a_lease_that_cannot_be_replaced_for_want_of_memory_goes_on(
     nbytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The save that waits in it must not be given up for one that could not be staged."""
-    budget = slots.MemoryBudget(100 * MIB)
+    budget = memory.MemoryBudget(100 * MIB)
     pool = slots.SlotPool(1, budget)
     older = pool.try_lease(4 * MIB)
     assert older is not None

@@ -15,7 +15,7 @@ from tests.mutations.shape import (
     ON_LOCAL,
     ON_LOG,
     ON_OBJECTS,
-    READER,
+    PIECES,
     WRITER,
     one,
 )
@@ -55,8 +55,8 @@ FAULT_PAGE = (
     one(
         "acknowledge-before-the-record",
         WRITER,
-        "        self._sent.add(number)\n",
-        "        self._sent.add(number)\n        save.resolve(uploaded.receipt(save, self.log.head.seq + 1))\n",
+        "            self._sent.add(number)\n",
+        "            self._sent.add(number)\n            save.resolve(uploaded.receipt(save, self.log.head.seq + 1))\n",
         ON_COMMITS,
         "unknown_commit or nothing_before",
     ),
@@ -142,14 +142,14 @@ FAULT_PAGE = (
     one(
         "reuse-a-borrowed-buffer",
         "engine/slots.py",
-        "lent = lent or any(reference() is not None for reference in self._borrowed)",
+        "lent = lent or self._is_borrowed()",
         "lent = False",
         "tests/test_decisions.py",
         "slot or memory or buffer or lease or borrow",
     ),
     one(
         "decompress-a-chunk-before-its-digest",
-        READER,
+        PIECES,
         "if not checked and blake3.blake3(stored).hexdigest() != _stored_digest(chunk):",
         "if not checked and not _stored_digest(chunk):",
         ON_GAPS,

@@ -18,6 +18,7 @@ from tests.mutations.shape import (
     ON_OBJECTS,
     ON_OPENING,
     ON_RECORDS,
+    PIECES,
     READER,
     WRITER,
     one,
@@ -197,7 +198,7 @@ MORE = (
     # Reading
     one(
         "a-chunk's-id-is-not-checked",
-        READER,
+        PIECES,
         "if blake3.blake3(raw.data).hexdigest() != chunk.id:",
         "if not chunk.id:",
         ON_DAMAGE,

@@ -15,6 +15,7 @@ JANITOR = "engine/janitor.py"
 LOCAL = "stores/local_objects.py"
 FOLDERS = "stores/local_files.py"
 READER = "engine/reader.py"
+PIECES = "engine/pieces.py"
 
 ON_LOG = "tests/protocol/test_log.py"
 ON_COMMITS = "tests/protocol/test_commits.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from limpet.engine import index as index_module
@@ -108,3 +109,49 @@ def test_a_save_refers_to_so_many_packs_at_most_and_gives_up_the_smallest() -> N
     assert len({known.pack for known in offered.values()}) == index_module._PACKS_MAX
     assert "chunk 10" not in offered
     assert "chunk 11" in offered
+
+
+def delta_manifest(*chain: tuple[str, int]) -> Manifest:
+    """Of one chunk (id, number of the save whose pack holds it) and its bases, down to what is stored in full."""
+    made = manifest(*((id_, save, 10) for id_, save in chain))
+    deltas = [(index, index + 1) for index in range(len(chain) - 1)]
+    return msgspec.structs.replace(made, version=2, chunks=made.chunks[:1], bases=made.chunks[1:], deltas=deltas)
+
+
+def add_chain(index: ChunkIndex, seq: int, *chain: tuple[str, int]) -> None:
+    index.add(seq, delta_manifest(*chain), {pack(save): 100 for _, save in chain})
+
+
+def test_a_delta_is_offered_with_all_that_it_is_read_from() -> None:
+    index = ChunkIndex()
+    add_chain(index, 2, ("c", 3), ("b", 2), ("a", 1))
+    offered = index.offer()
+    assert [link.id for link in offered["c"].chain] == ["c", "b", "a"]
+    assert {id_: known.depth for id_, known in offered.items()} == {"a": 0, "b": 1, "c": 2}
+    assert index.packs() == {pack(1): 100, pack(2): 100, pack(3): 100}
+
+
+def test_a_delta_from_a_damaged_pack_s_chunk_is_not_offered() -> None:
+    index = ChunkIndex()
+    add_chain(index, 2, ("c", 3), ("b", 2), ("a", 1))
+    index.discard_pack(pack(2))
+    assert set(index.offer()) == {"a"}
+
+
+def test_a_delta_whose_base_was_shared_too_often_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_SHARES_MAX", 2)
+    index = ChunkIndex()
+    for seq in (2, 3):
+        add_chain(index, seq, (f"b{seq}", seq), ("a", 1))
+    before = set(index.offer())
+    add_chain(index, 4, ("b4", 4), ("a", 1))
+    assert (before >= {"a", "b2", "b3"}, {"a", "b4"}.isdisjoint(index.offer())) == (True, True)
+
+
+def test_a_delta_is_offered_only_with_all_of_its_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_PACKS_MAX", 2)
+    index = ChunkIndex()
+    add_chain(index, 2, ("c", 3), ("b", 2), ("a", 1))
+    offered = index.offer()
+    assert (len(offered) >= 1, "c" in offered) == (True, False)
+    assert len({link.pack for known in offered.values() for link in known.chain}) <= 2

@@ -149,7 +149,7 @@ def test_a_manifest_that_is_something_else(store: Faulty, one: Shelf, content: b
 def test_a_manifest_of_a_newer_format_names_both_versions(store: Faulty, one: Shelf) -> None:
     """R10"""
     craft(one, 2, sized(version=4, surprise=True))
-    error = refuse(store, FormatError, match=r"version 4; this limpet reads up to 1")
+    error = refuse(store, FormatError, match=r"version 4; this limpet reads up to 2")
     assert "newer limpet" in error.hint
     with pytest.raises(FormatError, match="version 4"), write_over(store) as cp:
         cp.resume(initial=0)

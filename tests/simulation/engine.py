@@ -21,8 +21,8 @@ import limpet.finding
 import limpet.holding
 import limpet.session
 import limpet.writing
-from limpet.engine import encode, index, log, opening, reader, save, staging, upload
-from limpet.engine.slots import MemoryBudget
+from limpet.engine import chains, encode, index, log, opening, pieces, save, staging, upload
+from limpet.engine.memory import MemoryBudget
 from limpet.engine.staging import Copier
 from limpet.engine.urgency import Encoders
 from limpet.format import chunks, layout
@@ -39,7 +39,8 @@ _SIZES: tuple[tuple[Any, str, int], ...] = (
     (upload, "_PACK_BYTES", 3000),
     (upload, "_INLINE_RAW_MAX", 256),
     (upload, "INLINE_BYTES_MAX", 900),
-    (reader, "_RUN_BYTES", 2048),
+    (pieces, "_RUN_BYTES", 2048),
+    (chains, "_BATCH_BYTES", 2048),
     (index, "_SHARES_MAX", 4),
     (layout, "_RECORDS_PER_FOLDER", 8),
 )

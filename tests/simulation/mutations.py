@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import msgspec
 
-from limpet.engine import head, janitor, live, log, opening, reader, upload, writer
+from limpet.engine import head, janitor, live, log, opening, pieces, reader, upload, writer
 from limpet.engine.index import ChunkIndex
 from limpet.errors import CorruptError, StoreError
 from limpet.format.layout import PackName, pack_key, parse_pack_key
@@ -263,13 +263,13 @@ def pins_are_forgotten_by_the_next_commit() -> Iterator[Any]:
 
 @mutation
 def a_digest_is_not_looked_at() -> Iterator[Any]:
-    decode = reader._decode_chunk
+    decode = pieces._decode_part
 
-    def unchecked(run: Any, chunk: Any, pieces: Sequence[Any], stored: Any, **_: bool) -> None:
+    def unchecked(run: Any, part: Any, stored: Any, **_: bool) -> None:
         with contextlib.suppress(CorruptError):
-            decode(run, chunk, pieces, stored, checked=True)
+            decode(run, part, stored, checked=True)
 
-    with mock.patch.object(reader, "_decode_chunk", unchecked), mock.patch.object(reader, "_check_id", _nothing):
+    with mock.patch.object(pieces, "_decode_part", unchecked), mock.patch.object(pieces, "_check_id", _nothing):
         yield
 
 

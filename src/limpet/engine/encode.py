@@ -14,6 +14,7 @@ import blake3
 
 from limpet.engine.budget import ByteBudget
 from limpet.engine.index import Known
+from limpet.engine.kept import Attempt, Differences
 from limpet.engine.outputs import Outputs
 from limpet.engine.slots import Bytes8
 from limpet.engine.staging import Snapshot
@@ -22,7 +23,7 @@ from limpet.format.choosing import CodecChooser
 from limpet.format.chunks import ChunkSource
 from limpet.workers import Workers
 
-__all__ = ["BatchStream", "Encoded", "encode_chunks", "mostly_known"]
+__all__ = ["BatchStream", "Encoded", "Trial", "encode_chunks", "mostly_known"]
 
 RAW = "raw"
 BATCH_BYTES = 16 << 20
@@ -31,6 +32,14 @@ _AHEAD = 2
 """Batches encoded while one is being written."""
 _FIRST_BYTES = 4 << 20
 """The same while nothing is known of the store, and one after the other: a fast one is not kept waiting for a codec."""
+
+
+class Trial(NamedTuple):
+    """One chunk, with the codec to try on it, and before that, maybe, a difference."""
+
+    source: ChunkSource
+    codec: str
+    attempt: Attempt | None = None
 
 
 class Encoded(NamedTuple):
@@ -43,6 +52,9 @@ class Encoded(NamedTuple):
         stored: what to write; ``None`` if ``known`` holds it already.
         digest: BLAKE3 of ``stored``; empty for raw chunks.
         known: where a live checkpoint holds this chunk.
+        seconds: that it took to encode it in full.
+        base: what it is stored as the difference from.
+        refused: whether a difference was tried, and too large.
     """
 
     id: str
@@ -52,11 +64,13 @@ class Encoded(NamedTuple):
     digest: str
     known: Known | None
     seconds: float = 0.0
+    base: Known | None = None
+    refused: bool = False
 
 
 def encode_chunks(
     snapshot: Snapshot,
-    chunks: Sequence[tuple[ChunkSource, str]],
+    chunks: Sequence[Trial],
     known: Mapping[str, Known],
     level: int,
     outputs: Outputs | None = None,
@@ -65,7 +79,7 @@ def encode_chunks(
 
     Args:
         snapshot: where the chunks' bytes are.
-        chunks: with the codec to try on each.
+        chunks: with what to try on each.
         known: what may be referred to instead, by id.
         level: of zstd.
         outputs: where to take memory from for what is encoded; each chunk gets memory of its own by default.
@@ -73,25 +87,36 @@ def encode_chunks(
     encoded: list[Encoded] = []
     out = None if outputs is None else _memory_for(chunks, outputs)
     used_bytes = 0
-    for source, name in chunks:
+    for source, name, attempt in chunks:
         raw = snapshot.read(source)
         id_ = blake3.blake3(raw.data).hexdigest()
         hit = known.get(id_)
         if hit is not None and hit.raw_bytes == source.raw_bytes:
             encoded.append(Encoded(id_, source.raw_bytes, hit.codec, None, hit.stored_digest, hit))
             continue
-        started = time.perf_counter()
         room = None if out is None else out[used_bytes : used_bytes + codec.bound(raw.size)]
-        used, stored = codec.encode(raw, codec=name, level=level, out=room)
-        digest = "" if used == RAW else blake3.blake3(stored).hexdigest()
-        seconds = time.perf_counter() - started
-        used_bytes += 0 if used == RAW else len(stored)
-        encoded.append(Encoded(id_, source.raw_bytes, used, stored, digest, None, seconds))
+        chunk = _encode(Trial(source, name, attempt), raw, id_, level, room)
+        used_bytes += 0 if chunk.codec == RAW else len(chunk.stored)
+        encoded.append(chunk)
     return encoded
 
 
-def _memory_for(chunks: Sequence[tuple[ChunkSource, str]], outputs: Outputs) -> Bytes8:
-    return outputs.take(sum(codec.bound(source.raw_bytes) for source, name in chunks if name != RAW))
+def _encode(trial: Trial, raw: Bytes8, id_: str, level: int, out: Bytes8 | None) -> Encoded:
+    source, name, attempt = trial
+    difference, tried = (None, False) if attempt is None else attempt.encode(raw, level, out)
+    if attempt is not None and difference is not None:
+        digest = blake3.blake3(difference).hexdigest()
+        return Encoded(id_, source.raw_bytes, attempt.codec, difference, digest, None, base=attempt.base)
+    started = time.perf_counter()
+    used, stored = codec.encode(raw, codec=name, level=level, out=out)
+    digest = "" if used == RAW else blake3.blake3(stored).hexdigest()
+    seconds = time.perf_counter() - started
+    return Encoded(id_, source.raw_bytes, used, stored, digest, None, seconds, refused=tried)
+
+
+def _memory_for(chunks: Sequence[Trial], outputs: Outputs) -> Bytes8:
+    coded = (trial.source for trial in chunks if trial.codec != RAW or trial.attempt is not None)
+    return outputs.take(sum(codec.bound(source.raw_bytes) for source in coded))
 
 
 def mostly_known(
@@ -110,7 +135,7 @@ def mostly_known(
 @dataclass(slots=True)
 class _Batch:
     start: int
-    tried: list[str]
+    trials: list[Trial]
     raw_bytes: int
     task: asyncio.Task[list[Encoded]]
 
@@ -125,6 +150,7 @@ class BatchStream:
         budget: bounds the bytes of encoded batches.
         workers: gives the threads to use, asked anew for each batch.
         start: index of the first chunk.
+        differences: what chunks may be stored as differences from.
     """
 
     def __init__(
@@ -135,6 +161,7 @@ class BatchStream:
         budget: ByteBudget,
         workers: Callable[[], Workers],
         start: int = 0,
+        differences: Differences | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._known = known
@@ -142,6 +169,7 @@ class BatchStream:
         self._budget = budget
         self._workers = workers
         self._next = start
+        self._differences = differences
         self._ahead: deque[_Batch] = deque()
         self._outputs = Outputs()
 
@@ -187,23 +215,20 @@ class BatchStream:
             self._next = end
 
     def _start(self, start: int, end: int, size: int) -> _Batch:
-        sources = self._snapshot.plan.chunks[start:end]
-        tried = [
-            self._chooser.choose(source.dtype, source.raw_bytes, start + index) for index, source in enumerate(sources)
-        ]
+        trials = [self._trial(index, self._snapshot.plan.chunks[index]) for index in range(start, end)]
         work = self._workers().run(
-            encode_chunks,
-            self._snapshot,
-            list(zip(sources, tried, strict=True)),
-            self._known,
-            self._chooser.level,
-            self._outputs,
+            encode_chunks, self._snapshot, trials, self._known, self._chooser.level, self._outputs
         )
-        return _Batch(start, tried, size, asyncio.ensure_future(work))
+        return _Batch(start, trials, size, asyncio.ensure_future(work))
+
+    def _trial(self, index: int, source: ChunkSource) -> Trial:
+        attempt = None if self._differences is None else self._differences.attempt(index, source)
+        return Trial(source, self._chooser.choose(source.dtype, source.raw_bytes, index), attempt)
 
     def _learn(self, batch: _Batch, encoded: Sequence[Encoded]) -> None:
-        for offset, (chunk, tried) in enumerate(zip(encoded, batch.tried, strict=True)):
-            if chunk.known is None:
-                self._chooser.learn(
-                    batch.start + offset, tried, chunk.raw_bytes, memoryview(chunk.stored).nbytes, chunk.seconds
-                )
+        for index, (chunk, trial) in enumerate(zip(encoded, batch.trials, strict=True), batch.start):
+            if self._differences is not None and (chunk.refused or chunk.base is not None):
+                self._differences.learn(index, paid=chunk.base is not None)
+            if chunk.known is None and chunk.base is None:
+                stored_bytes = memoryview(chunk.stored).nbytes
+                self._chooser.learn(index, trial.codec, chunk.raw_bytes, stored_bytes, chunk.seconds)

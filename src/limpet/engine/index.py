@@ -7,6 +7,7 @@ listing shows may be on its way out.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from limpet.format.manifest import Manifest
@@ -23,8 +24,13 @@ _PACKS_MAX = 192
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A chunk that a live checkpoint holds, and how many commits have shared it."""
+    """A chunk that a live checkpoint holds, and how many commits have shared it.
 
+    Attributes:
+        base: what it is stored as the difference from, if it is.
+    """
+
+    id: str
     pack: str
     pack_bytes: int
     codec: str
@@ -33,6 +39,20 @@ class Known:
     stored_digest: str
     raw_bytes: int
     shares: int = 0
+    base: Known | None = None
+
+    @property
+    def chain(self) -> Iterator[Known]:
+        """What must be read for it: itself, its base, and so on to what is stored in full."""
+        link: Known | None = self
+        while link is not None:
+            yield link
+            link = link.base
+
+    @property
+    def depth(self) -> int:
+        """How many deltas lead to it from what is stored in full."""
+        return sum(1 for _ in self.chain) - 1
 
 
 class ChunkIndex:
@@ -44,7 +64,7 @@ class ChunkIndex:
         self._damaged: set[str] = set()
 
     def add(self, seq: int, manifest: Manifest, pack_bytes: dict[str, int]) -> None:
-        """Offer the chunks of checkpoint ``seq``.
+        """Offer the chunks of checkpoint ``seq``, and their bases.
 
         Args:
             seq: it is live.
@@ -52,15 +72,18 @@ class ChunkIndex:
             pack_bytes: size of each of its packs.
         """
         known: dict[str, Known] = {}
-        for chunk in manifest.chunks:
+        base_of = dict(manifest.deltas)
+        at: dict[int, Known] = {}
+        for index, chunk in reversed([*enumerate([*manifest.chunks, *manifest.bases])]):  # bases first
             pack = manifest.packs[chunk.pack]
-            if not pack:  # in the record itself: not ours to refer to
+            base = at.get(base_of.get(index, -1))
+            if not pack or (index in base_of and base is None):  # in the record itself: not ours to refer to
                 continue
             before = self._last.get(chunk.id)
             shares = before.shares + 1 if before is not None and before.pack == pack else 0
-            known[chunk.id] = Known(
-                pack, pack_bytes[pack], chunk.codec, chunk.offset, chunk.stored_bytes, chunk.stored_digest,
-                chunk.raw_bytes, shares,
+            known[chunk.id] = at[index] = Known(
+                chunk.id, pack, pack_bytes[pack], chunk.codec, chunk.offset, chunk.stored_bytes, chunk.stored_digest,
+                chunk.raw_bytes, shares, base,
             )  # fmt: skip
         self._by_seq[seq] = self._last = known
         for old in sorted(self._by_seq)[:-MANIFESTS]:
@@ -77,10 +100,11 @@ class ChunkIndex:
     def packs(self) -> dict[str, int]:
         """Every pack that something on offer lies in, and its size."""
         return {
-            known.pack: known.pack_bytes
+            link.pack: link.pack_bytes
             for chunks in self._by_seq.values()
             for known in chunks.values()
-            if known.pack not in self._damaged
+            for link in (known.chain if known.base is not None else (known,))
+            if link.pack not in self._damaged
         }
 
     def offer(self) -> dict[str, Known]:
@@ -91,12 +115,13 @@ class ChunkIndex:
         usable = {
             id_: known
             for id_, known in merged.items()
-            if known.pack not in self._damaged and known.shares < _SHARES_MAX
+            if all(link.pack not in self._damaged and link.shares < _SHARES_MAX for link in known.chain)
         }
         bytes_in: Counter[str] = Counter()
         for known in usable.values():
-            bytes_in[known.pack] += known.stored_bytes
+            for link in known.chain:
+                bytes_in[link.pack] += link.stored_bytes
         if len(bytes_in) <= _PACKS_MAX:
             return usable
         best = {pack for pack, _ in bytes_in.most_common(_PACKS_MAX)}
-        return {id_: known for id_, known in usable.items() if known.pack in best}
+        return {id_: known for id_, known in usable.items() if all(link.pack in best for link in known.chain)}

@@ -219,12 +219,17 @@ class SaveQueue:
         with self._lock:
             refuse_reentry(self._lock)
             self.closed_by = self.closed_by or error
+            self._pool.give_up_kept()
             failing = [save for save in (*self._waiting, *self._staging) if self._still(save) is not None]
             self._waiting.clear()
             self._staging = [save for save in self._staging if save not in failing]
         for save in failing:
             save.fail(error)
         self.notify()
+
+    def give_up_kept(self) -> None:
+        """Nothing is going to be compared with the last committed checkpoint: its memory is free."""
+        self._pool.give_up_kept()
 
     def changed(self) -> Completion[None]:
         """Settles when a call that had to wait should try again, or when the queue may be idle."""

@@ -29,6 +29,7 @@ class Save:
         paced: whether it may be held back a little, so that a tight loop is no stream of requests.
         urgent: whether its caller waits for the commit.
         share_encoded: of its bytes, 0 to 1.
+        kept: whether its content stays in memory once it is committed, so that the next one can be compared with it.
         snapshot: set once staged.
         copying: of a lazy save, until it is staged.
         called: monotonic time of the call.
@@ -46,6 +47,7 @@ class Save:
     paced: bool = True
     urgent: bool = False
     share_encoded: float = 0.0
+    kept: bool = False
     snapshot: Snapshot | None = None
     copying: Copying | None = None
     called: float = field(default_factory=time.monotonic)

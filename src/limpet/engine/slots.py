@@ -4,6 +4,9 @@ A slot is one mapping, page-aligned, huge-page-advised and touched once, which m
 three times faster than fresh memory. It is leased: it goes back to the pool when its last reader is
 done, and never while somebody below us (an upload that was cancelled, say) may still read from it: then
 the memory is abandoned to the garbage collector and the next lease maps anew.
+
+One lease of a pool may be kept when its snapshot is written: what comes next is compared with it. It is nobody's
+right: it ends by itself as soon as a lease would be refused for want of its room.
 """
 
 from __future__ import annotations
@@ -13,14 +16,16 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from limpet.engine.memory import MemoryBudget
 from limpet.workers import refuse_reentry
 
-__all__ = ["Bytes8", "Lease", "MemoryBudget", "SlotPool", "anonymous_memory"]
+__all__ = ["Bytes8", "Lease", "SlotPool", "anonymous_memory"]
 
 _HUGE_PAGE = 2 << 20
 _TINY = 64 << 10
@@ -74,7 +79,7 @@ class _Slot:
 class Lease:
     """The right to use one of the pool's slots, until ``release``."""
 
-    __slots__ = ("__weakref__", "_borrowed", "_counted", "_pool", "_released", "_slot", "memory", "on_end")
+    __slots__ = ("__weakref__", "_borrowed", "_counted", "_kept", "_pool", "_released", "_slot", "memory", "on_end")
 
     def __init__(self, pool: SlotPool, slot: _Slot | None, memory: Bytes8) -> None:
         self._pool = pool
@@ -83,6 +88,7 @@ class Lease:
         self._borrowed: list[weakref.ref[Bytes8]] = []
         self._released = False
         self._counted = False
+        self._kept = False
         self.on_end: Callable[[], None] | None = None
         """Called when it ends, before anybody else can have the memory: nothing that an interrupt could come into."""
 
@@ -96,6 +102,11 @@ class Lease:
         view = self.memory[offset : offset + nbytes]
         self._borrowed.append(weakref.ref(view))
         return view
+
+    def borrow_if_held(self, offset: int, nbytes: int) -> Bytes8 | None:
+        """The same, or ``None`` if it has ended; while the view lives, nobody is given the memory."""
+        with self._pool._lock:
+            return None if self._released else self.borrow(offset, nbytes)
 
     @property
     def is_held(self) -> bool:
@@ -113,19 +124,37 @@ class Lease:
         Args:
             lent: somebody beyond our sight may still read from it.
         """
+        if self._kept:
+            self._pool._give_up(self)
+            return
         with self._pool._lock:
             if self._released:
                 return
-            lent = lent or any(reference() is not None for reference in self._borrowed)
+            lent = lent or self._is_borrowed()
             slot = self._slot
             self._end()
         self._pool._give_back(self, slot, reusable=not lent)
+
+    def keep(self, beside_bytes: int = 0) -> Lease | None:
+        """End this lease, and keep its memory as long as nobody needs the room; the pool's last one kept so ends.
+
+        Args:
+            beside_bytes: what is kept with it, outside of the slot: it counts too.
+
+        Returns:
+            The lease to read from, until it ends by itself or is released; ``None`` if there is no room to keep it:
+            then this one goes on.
+        """
+        return self._pool._keep(self, beside_bytes)
 
     def while_held(self, do: Callable[[], None]) -> None:
         """``do()``, unless it has ended; it does not end meanwhile."""
         with self._pool._lock:
             if not self._released:
                 do()
+
+    def _is_borrowed(self) -> bool:
+        return any(reference() is not None for reference in self._borrowed)
 
     def _end(self) -> None:
         if self.on_end is not None:
@@ -139,53 +168,6 @@ class Lease:
 _EMPTY: Bytes8 = np.empty(0, dtype=np.uint8)
 
 
-class MemoryBudget:
-    """What the leased slots of several pools may take together."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._leased_bytes = 0
-        self._lock = threading.RLock()
-        self._watchers: tuple[Callable[[], None], ...] = ()
-
-    def try_take(self, nbytes: int, giving_back: int = 0) -> bool:
-        """Take ``nbytes`` if they fit beside what is taken already; the first one only has to fit alone.
-
-        Args:
-            nbytes: how many.
-            giving_back: bytes that are given back in the same step, if they fit.
-        """
-        with self._lock:
-            refuse_reentry(self._lock)
-            others = self._leased_bytes - giving_back
-            if others and others + nbytes > self.limit_bytes:
-                return False
-            self._leased_bytes = others + nbytes
-            return True
-
-    def give_back(self, nbytes: int) -> None:
-        """Give ``nbytes`` back."""
-        with self._lock:
-            self._leased_bytes -= nbytes
-
-    def watch(self, freed: Callable[[], None]) -> None:
-        """Call ``freed()`` whenever a pool has given memory back: another pool's callers may wait for it."""
-        with self._lock:
-            refuse_reentry(self._lock)
-            self._watchers = (*self._watchers, freed)
-
-    def unwatch(self, freed: Callable[[], None]) -> None:
-        """Forget ``freed``, if it watches."""
-        with self._lock:
-            refuse_reentry(self._lock)
-            self._watchers = tuple(watcher for watcher in self._watchers if watcher != freed)
-
-    def tell(self) -> None:
-        """Tell the watchers; without any lock held."""
-        for watcher in self._watchers:
-            watcher()
-
-
 class SlotPool:
     """``count`` leases, each with as much reused memory as its snapshot needs.
 
@@ -193,19 +175,31 @@ class SlotPool:
         count: how many snapshots may exist at once.
         budget: what all slots may take, together with those of other pools.
         memory: maps so many bytes.
+        keeps: whether one more is going to be kept.
     """
 
-    def __init__(self, count: int, budget: MemoryBudget, memory: Callable[[int], mmap.mmap] = anonymous_memory) -> None:
+    def __init__(
+        self,
+        count: int,
+        budget: MemoryBudget,
+        memory: Callable[[int], mmap.mmap] = anonymous_memory,
+        *,
+        keeps: bool = False,
+    ) -> None:
         self.count = count
         self._memory = memory
         self._budget = budget
         self._free: list[_Slot] = []
         self._leased = 0
+        self._keeps = keeps
+        self._kept: Lease | None = None
         self._lock = threading.RLock()
         self._closed = False
 
     def try_lease(self, nbytes: int, instead_of: Sequence[Lease] = ()) -> Lease | None:
         """A lease on ``nbytes`` of memory, or ``None`` while none is free or they do not fit beside the others.
+
+        What is merely kept ends, in all pools of the budget, before a lease is refused for want of room.
 
         Args:
             nbytes: how many.
@@ -213,6 +207,13 @@ class SlotPool:
         """
         if self._leased >= self.count and not instead_of:  # the usual answer in a tight loop: no lock for that
             return None
+        lease = self._lease(nbytes, instead_of)
+        if lease is None and self._budget.ever_kept and self._leased - len(instead_of) < self.count:
+            self._budget.reclaim()
+            lease = self._lease(nbytes, instead_of)
+        return lease
+
+    def _lease(self, nbytes: int, instead_of: Sequence[Lease]) -> Lease | None:
         with self._lock:
             refuse_reentry(self._lock)
             if self._leased - len(instead_of) >= self.count:
@@ -251,17 +252,76 @@ class SlotPool:
         leases: list[Lease] = []
         while (lease := self.try_lease(nbytes)) is not None:
             leases.append(lease)
+        spare = self._spare(nbytes) if self._keeps and nbytes > _TINY else None
+        for slot in (spare, *(lease._slot for lease in leases)):
+            if slot is not None:
+                slot.touch()
         for lease in leases:
-            if lease._slot is not None:
-                lease._slot.touch()
             lease.release()
+        if spare is not None:
+            with self._lock:
+                self._free.append(spare)
+
+    def _spare(self, nbytes: int) -> _Slot | None:
+        """A slot for what is going to be kept; it is counted once it is used."""
+        with self._lock:
+            slot = None if self._kept is not None or self._closed else self._take(nbytes, ())
+            if slot is not None:
+                self._budget.give_back(slot.nbytes)
+            return slot
+
+    def give_up_kept(self) -> None:
+        """End the lease that is kept, if one is."""
+        kept = self._kept
+        if kept is not None:
+            kept.release()
 
     def close(self) -> None:
-        """Forget the free slots; those still leased are forgotten when they come back."""
+        """Forget the free slots, and the kept one; those still leased are forgotten when they come back."""
         with self._lock:
             refuse_reentry(self._lock)
             self._closed = True
             self._free.clear()
+        self.give_up_kept()
+
+    def _keep(self, lease: Lease, beside_bytes: int) -> Lease | None:
+        self.give_up_kept()
+        if beside_bytes and not self._budget.try_take(beside_bytes):
+            return None
+        with self._lock:
+            refuse_reentry(self._lock)
+            ended = self._closed or lease._released
+            if not ended:
+                kept = Lease(self, lease._slot, lease.memory)
+                kept._borrowed, kept.on_end, kept._kept = lease._borrowed[:], lease.on_end, True
+                lease.on_end = None  # the content stays what it is
+                self._kept = kept
+                lease._end()
+                self._leased -= 1
+                lease._counted = False
+                slot_bytes = 0 if kept._slot is None else kept._slot.nbytes
+                self._budget.keep(kept, beside_bytes + slot_bytes, partial(self._end_kept, kept))
+        if ended:
+            self._budget.give_back(beside_bytes)
+            return None
+        self._budget.tell()  # whoever waits for room must know that there is some
+        return kept
+
+    def _give_up(self, lease: Lease) -> None:
+        if self._budget.forget(lease):
+            self._end_kept(lease)
+            self._budget.tell()
+
+    def _end_kept(self, lease: Lease) -> None:
+        with self._lock:
+            if lease._released:
+                return
+            slot, lent = lease._slot, lease._is_borrowed()
+            lease._end()
+            if self._kept is lease:
+                self._kept = None
+            if slot is not None and not lent and not self._closed:
+                self._free.append(slot)
 
     def _take(self, nbytes: int, returned: Sequence[_Slot]) -> _Slot | None:
         """The smallest slot that fits, of the free ones and those ``returned``, else a new one."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from limpet.engine.capture import Spool, read_slice
+from limpet.engine.kept import Kept
 from limpet.engine.lazy import Copying, Crew, Piece, copy_piece
 from limpet.engine.slots import Bytes8, Lease
 from limpet.format.buffers import raw_view
@@ -158,6 +159,22 @@ class Snapshot:
     def spool(self) -> Spool | None:
         """What owns those files."""
         return self._spool
+
+    def keep(self) -> Kept | None:
+        """End this one, and keep what memory holds of it for as long as nobody needs the room: not the files.
+
+        Returns:
+            ``None`` if there is no room for it: this one goes on.
+        """
+        sources = {index: buffer for index, buffer in self._sources.items() if not isinstance(buffer.data, FileSlice)}
+        memory = self.lease.keep(sum(buffer.nbytes for buffer in sources.values()))
+        if memory is None:
+            return None
+        kept = Kept(memory, self.plan.chunks, sources)
+        if sources:
+            memory.while_held(lambda: setattr(memory, "on_end", sources.clear))
+        self.release()
+        return kept
 
     def release(self, *, lent: bool = False) -> None:
         """Give memory and spooled files back. Idempotent.

@@ -13,14 +13,15 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import anyio
 
 from limpet.engine.bases import Bases
 from limpet.engine.budget import ByteBudget
-from limpet.engine.encode import BatchStream, Encoded, encode_chunks, mostly_known
+from limpet.engine.encode import BatchStream, Encoded, Trial, encode_chunks, mostly_known
 from limpet.engine.index import Known
+from limpet.engine.kept import Differences, LastCommitted
+from limpet.engine.places import Places
 from limpet.engine.save import Save
 from limpet.engine.staging import Snapshot
 from limpet.engine.timing import Timing
@@ -28,8 +29,8 @@ from limpet.errors import LimpetError, StoreError
 from limpet.failpoints import reach
 from limpet.format.choosing import CodecChooser
 from limpet.format.layout import PackName, pack_key
-from limpet.format.manifest import ChunkAt, Manifest, encode_manifest
-from limpet.format.record import FORMAT_VERSION, INLINE_BYTES_MAX, Commit, ManifestAt, PackUse
+from limpet.format.manifest import Manifest, encode_manifest
+from limpet.format.record import INLINE_BYTES_MAX, Commit, ManifestAt, PackUse
 from limpet.stores.base import NO_SPACE, Bytes, Store
 from limpet.stores.retry import RetryPolicy, backoff_delays
 from limpet.types import Outcome, Receipt
@@ -61,6 +62,7 @@ class Resources:
         budget: bytes in flight.
         chooser: codecs.
         bases: chunks of live checkpoints.
+        last: the content of the last committed one, if it is kept.
         workers: gives the threads to encode a save on, which depend on how urgent it is now.
         make_room: frees what may be freed at once when the store is full; whether there was anything.
         on_retry: told of every failure that is tried again.
@@ -73,6 +75,7 @@ class Resources:
     budget: ByteBudget
     chooser: CodecChooser
     bases: Bases
+    last: LastCommitted
     workers: Callable[[Save], Workers]
     make_room: Callable[[], Awaitable[bool]]
     on_retry: Callable[[str, str, int, BaseException], None]
@@ -121,16 +124,6 @@ class Uploaded:
         )
 
 
-class _Placed(NamedTuple):
-    id: str
-    raw_bytes: int
-    codec: str
-    pack: str
-    offset: int
-    stored_bytes: int
-    stored_digest: str
-
-
 @dataclass(slots=True)
 class Upload:
     """The packs of one save.
@@ -146,9 +139,8 @@ class Upload:
     number: int
     _snapshot: Snapshot = field(init=False)
     _known: dict[str, Known] = field(init=False)
-    _placed: list[_Placed] = field(default_factory=list)
-    _own: dict[str, _Placed] = field(default_factory=dict)
-    _sizes: dict[str, int] = field(default_factory=dict)
+    _differences: Differences | None = field(init=False)
+    _places: Places = field(default_factory=Places)
     _encoding_seconds: float = 0.0
     _manifest: Manifest | None = None
     _at: ManifestAt | None = None
@@ -158,7 +150,7 @@ class Upload:
             raise AssertionError("a save is staged before it is written")
         self._snapshot = self.save.snapshot
         self._known = self.resources.bases.offer()
-        self._sizes = {known.pack: known.pack_bytes for known in self._known.values()}
+        self._differences = self.resources.last.differences(self._known)
 
     async def run(self) -> Uploaded:
         """Write everything but the commit record.
@@ -180,7 +172,7 @@ class Upload:
         """The save as a record's body, if what is new of it is tiny."""
         plan = self._snapshot.plan
         choose, level = self.resources.chooser.choose, self.resources.chooser.level
-        chunks = [(chunk, choose(chunk.dtype, chunk.raw_bytes, i)) for i, chunk in enumerate(plan.chunks)]
+        chunks = [Trial(chunk, choose(chunk.dtype, chunk.raw_bytes, i)) for i, chunk in enumerate(plan.chunks)]
         if plan.raw_bytes <= _INLINE_RAW_MAX:  # too small to be worth a hop
             encoded = encode_chunks(self._snapshot, chunks, self._known, level)
         elif self._known and plan.raw_bytes <= _INLINE_TRIAL_MAX:
@@ -190,7 +182,7 @@ class Upload:
             encoded = await workers.run(encode_chunks, self._snapshot, chunks, self._known, level)
         else:
             return None
-        body = b"".join(self._place(encoded, "", 0)[0])
+        body = b"".join(self._places.place(encoded, "", 0)[0])
         stored, digest = encode_manifest(self._build_manifest())
         if len(body) + len(stored) > INLINE_BYTES_MAX:
             self._forget_from(0)
@@ -200,7 +192,7 @@ class Upload:
 
     async def _write_pack(self, part: int) -> None:
         """Write the pack that starts at the first chunk not placed yet, again until it is there."""
-        start = len(self._placed)
+        start = len(self._places)
         timing = self.resources.timing
         failed_since: float | None = None
         for attempt, delay in enumerate(backoff_delays(RetryPolicy()), 1):
@@ -222,7 +214,7 @@ class Upload:
                 await timing.sleep(min(delay, max(0.0, failed_since + timing.upload_deadline - timing.clock())))
             else:
                 reach("save.pack_done")
-                self._sizes[key] = size
+                self._places.wrote(key, size)
                 self.resources.chooser.observe_store(size, timing.clock() - started - self._encoding_seconds)
                 return
 
@@ -258,15 +250,15 @@ class Upload:
             async for _, batch in batches:
                 self._encoding_seconds += clock() - asked
                 before = offset
-                part, offset = self._place(batch, key, offset)
-                self.save.share_encoded = len(self._placed) / len(self._snapshot.plan.chunks)
+                part, offset = self._places.place(batch, key, offset)
+                self.save.share_encoded = len(self._places) / len(self._snapshot.plan.chunks)
                 if part:
                     handed = clock()
                     yield part
                     reach("save.part_sent")
                     chooser.observe_store(offset - before, clock() - handed, durable=False)
                 asked = clock()
-                if offset >= target and len(self._placed) < len(self._snapshot.plan.chunks):
+                if offset >= target and len(self._places) < len(self._snapshot.plan.chunks):
                     return
         self.save.encoded_seconds = self.save.elapsed()
         stored, digest = encode_manifest(self._build_manifest())
@@ -277,7 +269,13 @@ class Upload:
     async def _batches(self, start: int) -> AsyncGenerator[tuple[int, list[Encoded]], None]:
         shared = self.resources
         stream = BatchStream(
-            self._snapshot, self._known, shared.chooser, shared.budget, lambda: shared.workers(self.save), start
+            self._snapshot,
+            self._known,
+            shared.chooser,
+            shared.budget,
+            lambda: shared.workers(self.save),
+            start,
+            self._differences,
         )
         try:
             async with aclosing(stream.__aiter__()) as batches:
@@ -286,68 +284,33 @@ class Upload:
         finally:
             await stream.aclose()
 
-    def _place(self, batch: Sequence[Encoded], key: str, offset: int) -> tuple[list[Bytes], int]:
-        """Give each chunk its place; returns what must be written, and the offset after it."""
-        part: list[Bytes] = []
-        for chunk in batch:
-            known = chunk.known
-            placed = self._own.get(chunk.id)
-            if known is not None:
-                placed = _Placed(
-                    chunk.id, chunk.raw_bytes, known.codec, known.pack, known.offset, known.stored_bytes,
-                    known.stored_digest,
-                )  # fmt: skip
-            elif placed is None:
-                size = memoryview(chunk.stored).nbytes
-                placed = _Placed(chunk.id, chunk.raw_bytes, chunk.codec, key, offset, size, chunk.digest)
-                self._own[chunk.id] = placed
-                part.append(chunk.stored)
-                offset += size
-            self._placed.append(placed)
-        return part, offset
-
     def _forget_from(self, start: int) -> None:
         """Take back every place from chunk ``start`` on."""
-        del self._placed[start:]
-        kept = {placed.id for placed in self._placed}
-        self._own = {id_: placed for id_, placed in self._own.items() if id_ in kept}
+        self._places.forget_from(start)
         self._at = None
 
     def _pack_bytes(self) -> int:
         return max(_PACK_BYTES, -(-self._snapshot.plan.raw_bytes // _PACKS_PER_SAVE))
 
     def _build_manifest(self) -> Manifest:
-        packs = list(dict.fromkeys(placed.pack for placed in self._placed))
-        number = {pack: index for index, pack in enumerate(packs)}
-        self._manifest = Manifest(
-            version=FORMAT_VERSION,
+        self._manifest = self._places.manifest(
+            self._snapshot.plan,
+            self._snapshot.node,
             run=self.resources.run,
             save=f"{self.resources.epoch}/{self.number}",
-            tree=self._snapshot.node,
-            buffers=self._snapshot.plan.buffers,
-            chunks=[
-                ChunkAt(
-                    placed.id, placed.raw_bytes, placed.codec, number[placed.pack], placed.offset,
-                    placed.stored_bytes, placed.stored_digest,
-                )
-                for placed in self._placed
-            ],
-            packs=packs,
-        )  # fmt: skip
+        )
         return self._manifest
 
     def _uploaded(self, at: ManifestAt, body: bytes) -> Uploaded:
         if self._manifest is None:
             raise AssertionError("the manifest is built before the save counts as uploaded")
-        used = dict.fromkeys([*self._manifest.packs, at.key])
-        stored = {placed.id: placed.stored_bytes for placed in self._placed}
         return Uploaded(
             manifest=self._manifest,
             at=at,
-            packs=[PackUse(key, self._sizes[key]) for key in used if key],
+            packs=self._places.uses(self._manifest, at),
             raw_bytes=self._snapshot.plan.raw_bytes,
-            stored_bytes=sum(stored.values()) + at.size,
-            new_bytes=sum(placed.stored_bytes for placed in self._own.values()) + at.size,
+            stored_bytes=self._places.stored_bytes + at.size,
+            new_bytes=self._places.new_bytes + at.size,
             body=base64.b64encode(body).decode(),
         )
 

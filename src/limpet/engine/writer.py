@@ -18,6 +18,7 @@ from limpet.engine.bases import Bases
 from limpet.engine.budget import ByteBudget
 from limpet.engine.edits import with_pin, without, without_damaged
 from limpet.engine.janitor import Janitor
+from limpet.engine.kept import LastCommitted
 from limpet.engine.live import Checkpoint, LiveSet, info_of, load_checkpoints
 from limpet.engine.log import Head, Log
 from limpet.engine.pacing import Pacer
@@ -58,6 +59,7 @@ class WriterSettings:
         compression: ``"auto"``, ``"off"`` or a codec.
         note: goes into our open record (where a warm start came from, say).
         timing: deadlines and clocks.
+        delta: whether the content of the last committed checkpoint is kept, to store differences from it.
         continues: epoch of the writer that this one stands in for: no newer one may have come between.
     """
 
@@ -66,6 +68,7 @@ class WriterSettings:
     library: str
     retain: retention.Policy | None = None
     compression: str = "auto"
+    delta: bool = False
     note: dict[str, Any] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
     continues: int | None = None
@@ -101,6 +104,7 @@ class RunWriter:
         self.reader = Reader(store, encoders.urgent)
         self._bases = Bases(store, settings.timing)
         self._chooser = CodecChooser(settings.compression, threads=encoders.urgent.count)
+        self._last = LastCommitted(wanted=settings.delta)
         self._log_lock = anyio.Lock()
         self._tail: anyio.Event | None = None
         self._number = 0
@@ -167,6 +171,7 @@ class RunWriter:
             budget=ByteBudget(_IN_FLIGHT_BYTES),
             chooser=self._chooser,
             bases=self._bases,
+            last=self._last,
             workers=self._workers_for,
             make_room=self._make_room,
             on_retry=self._retried,
@@ -229,13 +234,14 @@ class RunWriter:
         reach("save.begun")
         uploaded = await upload.run()
         reach("save.uploaded")
-        save.release()
-        self._queue.notify()
-        if before is not None:
-            await before.wait()
-        save.handle.phase = Phase.COMMITTING
-        self._sent.add(number)
-        record = await self._commit(save, uploaded)
+        with self._last.replacing(save.snapshot, uploaded.manifest, inline=bool(uploaded.body)) as save.kept:
+            save.release()
+            self._queue.notify()
+            if before is not None:
+                await before.wait()
+            save.handle.phase = Phase.COMMITTING
+            self._sent.add(number)
+            record = await self._commit(save, uploaded)
         reach("save.committed")
         self._emit(Committed(record.seq, save.step, uploaded.raw_bytes, uploaded.new_bytes, save.elapsed()))
         for step in save.replaced_steps:
@@ -384,6 +390,7 @@ class RunWriter:
                 except LimpetError as error:
                     warn_gently(f"limpet left {self._store.url} untidy: {error}")
         self._pacer.stop()
+        self._last.give_up()
         self._stopped.set()
 
 

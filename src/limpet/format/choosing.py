@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from limpet.errors import UsageError
 from limpet.format.codec import DEFAULT_LEVEL, PLANES, RAW, pays
+from limpet.format.deltas import DELTAS, DEPTH_MAX
 
-__all__ = ["CodecChooser", "parse_compression"]
+__all__ = ["CodecChooser", "DeltaChooser", "delta_codec", "parse_compression"]
 
 _LEVELS = range(1, 23)
 _CODEC_BY_DTYPE = {
@@ -22,6 +23,8 @@ _CODEC_BY_DTYPE = {
 """Integers are rarely as large as their type: their upper planes are all but empty. Against zstd level 1, planes took 0.5
 to 1.1 times the room on token ids, counts, permutations and timestamps, and a half to an eighth of the time."""
 _WORTH_CODING_BYTES = 64
+_DELTA_SHARE_MAX = 0.8
+"""Of what a place takes in full: below that a delta is worth that each restore reads one chunk more."""
 _REST_FIRST = 8
 _REST_MAX = 512
 _PROBE_EVERY = 64
@@ -187,3 +190,48 @@ class CodecChooser:
         rate = self._codecs.get(codec) or _assumed(codec)
         coded = max(rate.seconds / self._threads, rate.stored_bytes * seconds_per_byte)
         return rate.raw_bytes * seconds_per_byte < coded
+
+
+def delta_codec(dtype_hint: str) -> str | None:
+    """The codec of differences between chunks of such values; ``None`` if they have no words of 2, 4 or 8 bytes."""
+    width = PLANES.get(_CODEC_BY_DTYPE.get(dtype_hint.lstrip("<>=|"), ""))
+    return next((name for name, words in DELTAS.items() if words == width), None)
+
+
+class DeltaChooser:
+    """Decides which chunks to try as differences from what their places held, from what earlier ones taught.
+
+    - The base is stored in full, or is itself at most 7 deltas away from what is.
+    - A delta takes at most 0.8 of what the place took when it was last stored in full.
+    - A place where it takes more is stored in full the next 8 times, then 16, 32 ... up to 512.
+
+    How fast the store is plays no part: whoever asks for deltas wants fewer bytes.
+
+    Not thread-safe: one thread asks it and tells it.
+    """
+
+    def __init__(self) -> None:
+        self._rests: dict[int | str, _Rest] = {}
+
+    def most_bytes(self, key: int | str, depth: int, full_bytes: int) -> int:
+        """How large a delta may be; 0: it is not to be tried.
+
+        Args:
+            key: names the chunk's place in the state, the same from one save to the next.
+            depth: how many deltas lead to the base from what is stored in full.
+            full_bytes: stored size of that.
+        """
+        if depth >= DEPTH_MAX:
+            return 0
+        rest = self._rests.get(key)
+        if rest is not None and rest.left:
+            rest.left -= 1
+            return 0
+        return int(full_bytes * _DELTA_SHARE_MAX)
+
+    def learn(self, key: int | str, *, paid: bool) -> None:
+        """Take in whether a delta that was tried was as small as that."""
+        if paid:
+            self._rests.pop(key, None)
+        else:
+            self._rests.setdefault(key, _Rest()).begin()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import blake3
@@ -16,6 +17,8 @@ import msgspec
 import zstandard
 
 from limpet.errors import CorruptError, FormatError, UsageError
+from limpet.format.codec import PLANES, RAW
+from limpet.format.deltas import DELTAS, DEPTH_MAX
 from limpet.format.frames import inflate
 from limpet.format.record import FORMAT_VERSION, MANIFEST_BYTES_MAX
 
@@ -26,10 +29,15 @@ __all__ = [
     "ChunkAt",
     "Manifest",
     "decode_manifest",
+    "depth",
     "encode_manifest",
+    "version_for",
 ]
 
 CHUNK_BYTES_MAX = 64 << 20
+_VERSION_MAX = 2
+"""Of what this reads. Version 2 has deltas, and what has none is written as version 1."""
+_FULL_CODECS = {RAW, "zstd", *PLANES}
 _BUFFERS_MAX = 10_000_000
 _LEVEL = 3
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -65,17 +73,20 @@ class BufferAt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     nbytes: int
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything that is needed to read one checkpoint.
 
     Attributes:
-        version: of the format.
+        version: of the format: what ``version_for`` says.
         run: id of the run.
         save: ``epoch/number`` of the save that wrote it, for people.
         tree: the state's structure.
         buffers: where each of the tree's buffers is.
         chunks: where each chunk is.
         packs: keys of the packs; the empty string is the body of the commit record.
+        bases: where chunks are that are not the state's, and needed for those that are.
+        deltas: what is stored as a difference, and from what: pairs of ``(chunk, base)``, ascending. Both are counted over
+            ``chunks`` and, on from there, ``bases``; each base is one of ``bases``, and comes after its chunk.
     """
 
     version: int
@@ -85,6 +96,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     buffers: list[BufferAt]
     chunks: list[ChunkAt]
     packs: list[str]
+    bases: list[ChunkAt] = []
+    deltas: list[tuple[int, int]] = []
 
 
 class _Coders(threading.local):
@@ -137,22 +150,67 @@ def decode_manifest(stored: bytes | memoryview, digest: str) -> Manifest:
         version = _version_decoder.decode(plain).version
         if version < 1:
             raise CorruptError(f"the manifest has format version {version}, which never was.")
-        if version > FORMAT_VERSION:
+        if version > _VERSION_MAX:
             raise FormatError(
-                f"the manifest has format version {version}; this limpet reads up to {FORMAT_VERSION}.",
+                f"the manifest has format version {version}; this limpet reads up to {_VERSION_MAX}.",
                 hint="Install a newer limpet to read this run.",
             )
         manifest = _decoder.decode(plain)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptError(f"the manifest does not follow the schema: {error}.") from error
-    _check_chunks(manifest)
+    _check_chunks(manifest.chunks, len(manifest.packs), "chunk")
+    _check_chunks(manifest.bases, len(manifest.packs), "base")
+    _check_deltas(manifest)
     _check_buffers(manifest)
     return manifest
 
 
-def _check_chunks(manifest: Manifest) -> None:
-    packs = len(manifest.packs)
-    for index, chunk in enumerate(manifest.chunks):
+def version_for(deltas: Iterable[tuple[int, int]]) -> int:
+    """The version that a manifest with these deltas has."""
+    return _VERSION_MAX if any(True for _ in deltas) else FORMAT_VERSION
+
+
+def depth(manifest: Manifest) -> list[int]:
+    """For each of the chunks how many deltas lead to it from what is stored in full: 0 is a chunk that is so itself."""
+    return _depths(manifest)[: len(manifest.chunks)]
+
+
+def _depths(manifest: Manifest) -> list[int]:
+    """The same for chunks and bases; a base comes after what is stored as a difference from it."""
+    depths = [0] * (len(manifest.chunks) + len(manifest.bases))
+    for chunk, base in reversed(manifest.deltas):
+        depths[chunk] = depths[base] + 1
+    return depths
+
+
+def _check_deltas(manifest: Manifest) -> None:
+    """Each difference must be from a base of its size that comes after it, so that no chain of them has a circle."""
+    if manifest.version != version_for(manifest.deltas):
+        raise _contradiction(f"it has version {manifest.version} and {len(manifest.deltas)} deltas")
+    chunks, full = [*manifest.chunks, *manifest.bases], len(manifest.chunks)
+    last = -1
+    for chunk, base in manifest.deltas:
+        fits = last < chunk < base < len(chunks) and base >= full
+        if not fits or chunks[chunk].raw_bytes != chunks[base].raw_bytes or chunks[chunk].codec in _FULL_CODECS:
+            raise _contradiction(f"chunk {chunk} cannot be a delta of {base}")
+        last = chunk
+    based = {chunk for chunk, _ in manifest.deltas}
+    for index, chunk_at in enumerate(chunks):
+        if chunk_at.codec in DELTAS and index not in based:
+            raise _contradiction(f"chunk {index} is a delta of nothing")
+    if {base for _, base in manifest.deltas} != set(range(full, len(chunks))):
+        raise _contradiction("it has bases that nothing needs")
+    deepest = max(_depths(manifest), default=0)
+    if deepest > DEPTH_MAX:
+        raise _contradiction(f"a chunk is {deepest} deltas deep; at most {DEPTH_MAX} are allowed")
+
+
+def _contradiction(what: str) -> CorruptError:
+    return CorruptError(f"the manifest contradicts itself: {what}.")
+
+
+def _check_chunks(chunks: Iterable[ChunkAt], packs: int, what: str) -> None:
+    for index, chunk in enumerate(chunks):
         fits = (
             0 < chunk.raw_bytes <= CHUNK_BYTES_MAX
             and 0 < chunk.stored_bytes <= chunk.raw_bytes
@@ -160,12 +218,12 @@ def _check_chunks(manifest: Manifest) -> None:
             and 0 <= chunk.pack < packs
             and _HEX64.fullmatch(chunk.id) is not None
         )
-        if chunk.codec == "raw":
+        if chunk.codec == RAW:
             fits = fits and chunk.stored_bytes == chunk.raw_bytes and not chunk.stored_digest
         else:
             fits = fits and _HEX64.fullmatch(chunk.stored_digest) is not None
         if not fits:
-            raise CorruptError(f"the manifest contradicts itself: chunk {index} is impossible.")
+            raise _contradiction(f"{what} {index} is impossible")
 
 
 def _check_buffers(manifest: Manifest) -> None:
@@ -183,9 +241,9 @@ def _check_buffers(manifest: Manifest) -> None:
             and (buffer.nbytes == 0 or ends[buffer.chunk] + buffer.offset + buffer.nbytes <= ends[-1])
         )
         if not inside:
-            raise CorruptError(f"the manifest contradicts itself: buffer {index} lies outside the chunks.")
+            raise _contradiction(f"buffer {index} lies outside the chunks")
     last = 0
     for start, nbytes in sorted((ends[at.chunk] + at.offset, at.nbytes) for at in manifest.buffers if at.nbytes):
         if start < last:
-            raise CorruptError("the manifest contradicts itself: its buffers overlap.")
+            raise _contradiction("its buffers overlap")
         last = start + nbytes

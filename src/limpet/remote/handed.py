@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from weakref import ref
 
 import msgspec
 
+from limpet.engine.kept import Kept
+from limpet.engine.memory import MemoryBudget
 from limpet.engine.save import Save
-from limpet.engine.slots import Bytes8, Lease, MemoryBudget, SlotPool
+from limpet.engine.slots import Bytes8, Lease, SlotPool
 from limpet.engine.staging import Snapshot
 from limpet.format.buffers import Buffer, FileSlice
 from limpet.format.chunks import Plan
 from limpet.format.nodes import LateNode
 from limpet.pending import PendingWrite
+from limpet.remote.memory import KeptSlot, ViewedMemory
 from limpet.remote.messages import StageSave
 
 __all__ = ["Handed", "Loan", "save_from"]
@@ -50,14 +54,24 @@ class Handed(Snapshot):
 
     Args:
         message: describes it.
-        loan: the memory.
+        memory: the slot; ``None`` where the content came with the message.
+        loan: the right to read it.
         fds: descriptors whose locks keep the folders of its files.
         bereft: whether the trainer is dead, so that the files are ours to remove.
     """
 
-    __slots__ = ("_bereft", "_fds", "_folders")
+    __slots__ = ("_bereft", "_fds", "_folders", "_memory", "_number")
 
-    def __init__(self, message: StageSave, loan: Loan, fds: Sequence[int], bereft: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        message: StageSave,
+        memory: ViewedMemory | None,
+        loan: Loan,
+        fds: Sequence[int],
+        bereft: Callable[[], bool],
+    ) -> None:
+        self._number = message.number
+        self._memory = None if memory is None else ref(memory)
         self._late_node = LateNode(msgspec.Raw(message.node))
         self._late = {}
         self.plan = Plan(message.buffers, message.chunks, [], [], message.slot_bytes, message.raw_bytes)
@@ -69,6 +83,13 @@ class Handed(Snapshot):
         self._folders = message.folders
         self._fds = list(fds)
         self._bereft = bereft
+
+    def keep(self) -> Kept | None:
+        """Let go of it; its content may be read for as long as the trainer leaves it where it is."""
+        if self._memory is None:
+            return None
+        self.release()
+        return Kept(KeptSlot(self._memory, self._number), self.plan.chunks, {})
 
     def release(self, *, lent: bool = False) -> None:
         """Let go of memory and files. Idempotent."""

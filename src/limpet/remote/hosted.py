@@ -75,6 +75,9 @@ class Turns(SaveQueue):
     def notify(self) -> None:
         """Nobody waits for a place here."""
 
+    def give_up_kept(self) -> None:
+        """The memory is the trainer's."""
+
     def close(self, error: BaseException) -> None:
         """Fail what was not begun."""
         if self.closed_by is None:
@@ -176,6 +179,7 @@ class HostedRun:
                 library=message.library,
                 retain=None if message.retain is None else retention.from_json(message.retain),
                 compression=message.compression,
+                delta=message.delta,
                 note=message.note,
                 timing=timing,
                 continues=message.continues,
@@ -247,7 +251,7 @@ class HostedRun:
 
     def stage(self, message: said.StageSave, memory: ViewedMemory | None, loan: Loan, fds: list[int]) -> None:
         """Take note of a save; its turn is still to come."""
-        save = save_from(message, Handed(message, loan, fds, self._bereft))
+        save = save_from(message, Handed(message, memory, loan, fds, self._bereft))
         self._staged[message.number] = message, save, memory
         self._numbers[save] = message.number
         save.handle._completion.add_callback(lambda: self._ended(save))
@@ -299,7 +303,7 @@ class HostedRun:
         if error is not None:
             self._tell(said.Ended(self.number, number, fault=fault_of(error)))
         else:
-            self._tell(said.Ended(self.number, number, save.handle._completion.get()))
+            self._tell(said.Ended(self.number, number, save.handle._completion.get(), kept=save.kept))
 
     def _intends(self, save: Save, nonce: str) -> None:
         number = self._numbers.get(save)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from limpet.engine.slots import Bytes8, Lease
 
-__all__ = ["SharedMemory", "ViewedMemory", "forget_after_fork"]
+__all__ = ["KeptSlot", "SharedMemory", "ViewedMemory", "forget_after_fork"]
 
 _NAME = "limpet-slot"
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -84,6 +84,38 @@ class ViewedMemory:
     def save(self) -> int:
         """Number of the save whose content it holds; 0 for none."""
         return int(self._marker[0])
+
+
+class KeptSlot:
+    """The content of one save in a slot, in the process that reads it, for as long as its trainer leaves it there.
+
+    The trainer takes it back without a word, and clears the mark before anything is written there: so what was read is
+    the save's if the mark is there still afterwards. The slot itself is forgotten when the trainer says so.
+
+    Args:
+        memory: of the slot.
+        save: its number.
+    """
+
+    def __init__(self, memory: weakref.ref[ViewedMemory], save: int) -> None:
+        self._memory = memory
+        self._save = save
+        self._released = False
+
+    @property
+    def is_held(self) -> bool:
+        """See ``KeptMemory``."""
+        memory = self._memory()
+        return not self._released and memory is not None and memory.save == self._save
+
+    def borrow_if_held(self, offset: int, nbytes: int) -> Bytes8 | None:
+        """See ``KeptMemory``."""
+        memory = self._memory()
+        return memory.array[offset : offset + nbytes] if memory is not None and self.is_held else None
+
+    def release(self) -> None:
+        """See ``KeptMemory``: the memory is the trainer's, and only not looked at any more."""
+        self._released = True
 
 
 def _marker(mapping: mmap.mmap, content_bytes: int) -> npt.NDArray[np.uint64]:

@@ -86,6 +86,7 @@ class OpenRun(_Message, frozen=True):
     library: str
     retain: Any
     compression: str
+    delta: bool
     takeover: bool
     name: str
     note: dict[str, Any]
@@ -241,12 +242,13 @@ class Intent(_Message, frozen=True):
 
 
 class Ended(_Message, frozen=True):
-    """A save is durable, or failed."""
+    """A save is durable, or failed; ``kept``: its content is to stay in its slot as long as nobody needs the room."""
 
     run: int
     number: int
     receipt: Receipt | None = None
     fault: Fault | None = None
+    kept: bool = False
 
 
 class Happened(_Message, frozen=True):

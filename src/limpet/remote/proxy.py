@@ -144,6 +144,7 @@ class RemoteWriter:
             library=settings.library,
             retain=None if settings.retain is None else retention.to_json(settings.retain),
             compression=settings.compression,
+            delta=settings.delta,
             takeover=self._takeover,
             name=self._name,
             note=settings.note,
@@ -205,6 +206,7 @@ class RemoteWriter:
     def report(self, how: str) -> None:
         """The process died, and a new one is on its way."""
         unfinished = len(self._told)
+        self._queue.give_up_kept()  # the new one knows nothing of it
         warn_gently(
             f"limpet: the process that writes {self._store.url} ended {how}. A new one goes on with what is staged."
         )
@@ -329,6 +331,8 @@ class RemoteWriter:
                     del self._numbers[save]
                 if told.lent and save.snapshot is not None:
                     save.snapshot.release(lent=True)
+                elif message.kept and save.snapshot is not None:
+                    save.snapshot.keep()
                 if message.receipt is not None:
                     self._link.progress()
                     self._succeed(save, message.receipt)

@@ -1,0 +1,158 @@
+"""The one lease that is kept when its snapshot is written: nobody's right, and in nobody's way."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+
+from limpet.engine.memory import MemoryBudget
+from limpet.engine.slots import Lease, SlotPool
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+
+
+def pool_of(count: int = 1, *, limit_bytes: int = 2 * SIZE, budget: MemoryBudget | None = None) -> SlotPool:
+    return SlotPool(count, budget or MemoryBudget(limit_bytes), keeps=True)
+
+
+def leased(pool: SlotPool, content: int = 0) -> Lease:
+    lease = pool.try_lease(SIZE)
+    assert lease is not None
+    lease.memory[:] = content
+    return lease
+
+
+def kept(pool: SlotPool, content: int = 7) -> Lease:
+    memory = leased(pool, content).keep()
+    assert memory is not None
+    return memory
+
+
+def test_a_kept_lease_takes_no_place_of_the_pool_s() -> None:
+    pool = pool_of(1)
+    before = kept(pool)
+    after = leased(pool)
+    assert (before.is_held, before.memory[0], after.memory[0]) == (True, 7, 0)
+
+
+def test_a_lease_that_was_kept_has_ended_and_its_release_changes_nothing() -> None:
+    pool = pool_of(1)
+    lease = leased(pool, 7)
+    memory = lease.keep()
+    lease.release()
+    assert memory is not None
+    assert (lease.is_held, memory.is_held, memory.memory[0]) == (False, True, 7)
+
+
+def test_a_kept_lease_ends_before_one_is_refused_for_want_of_room() -> None:
+    pool = pool_of(2)
+    before = kept(pool)
+    leased_now = [leased(pool), leased(pool)]
+    assert not before.is_held
+    assert len(leased_now) == 2
+
+
+def test_a_kept_lease_of_another_pool_ends_too() -> None:
+    budget = MemoryBudget(SIZE)
+    before = kept(pool_of(budget=budget))
+    leased(pool_of(budget=budget))
+    assert not before.is_held
+
+
+def test_a_kept_lease_stays_where_a_lease_is_refused_for_its_number() -> None:
+    pool = pool_of(1)
+    before = kept(pool)
+    leases = [leased(pool)]
+    assert pool.try_lease(SIZE) is None
+    assert (before.is_held, len(leases)) == (True, 1)
+
+
+def test_a_pool_keeps_one_lease_and_reuses_the_memory_of_the_one_before() -> None:
+    pool = pool_of(1)
+    first = kept(pool)
+    address = first.memory.ctypes.data
+    second = kept(pool)
+    third = leased(pool)
+    assert (first.is_held, second.is_held, third.memory.ctypes.data) == (False, True, address)
+
+
+def test_memory_that_is_read_from_is_nobody_else_s() -> None:
+    pool = pool_of(2)
+    before = kept(pool)
+    view = before.borrow_if_held(0, MIB)
+    leases = [leased(pool), leased(pool)]
+    assert view is not None
+    assert (before.is_held, before.borrow_if_held(0, MIB), view[0], len(leases)) == (False, None, 7, 2)
+
+
+def test_a_kept_lease_counts_until_it_ends() -> None:
+    budget = MemoryBudget(SIZE)
+    pool = pool_of(budget=budget)
+    before = kept(pool)
+    counted = budget._leased_bytes
+    before.release()
+    before.release()
+    assert (counted, budget._leased_bytes, pool._leased) == (SIZE, 0, 0)
+
+
+def test_what_is_kept_beside_a_slot_counts_too() -> None:
+    budget = MemoryBudget(2 * SIZE)
+    pool = pool_of(budget=budget)
+    lease = leased(pool)
+    too_much = lease.keep(beside_bytes=2 * SIZE)
+    memory = lease.keep(beside_bytes=SIZE)
+    counted = budget._leased_bytes
+    leases = [leased(pool)]
+    assert (too_much, counted, memory is not None and memory.is_held, len(leases)) == (None, 2 * SIZE, False, 1)
+
+
+def test_a_closed_pool_keeps_nothing() -> None:
+    pool = pool_of(2)
+    before, other = kept(pool), leased(pool)
+    pool.close()
+    assert (before.is_held, other.keep()) == (False, None)
+
+
+def test_who_waits_for_room_is_told_when_a_lease_is_kept() -> None:
+    budget = MemoryBudget(SIZE)
+    pool, other = pool_of(budget=budget), pool_of(budget=budget)
+    lease = leased(pool)
+    found: list[Lease | None] = [other.try_lease(SIZE)]
+
+    def freed() -> None:
+        found.append(other.try_lease(SIZE))
+
+    budget.watch(freed)
+    memory = lease.keep()
+    budget.unwatch(freed)
+    assert (found[0], found[-1] is not None, memory is not None and memory.is_held) == (None, True, False)
+
+
+def test_what_marks_the_memory_stays_until_the_kept_lease_ends() -> None:
+    ended: list[bool] = []
+    lease = leased(pool_of())
+    lease.on_end = lambda: ended.append(True)
+    memory = lease.keep()
+    before = list(ended)
+    assert memory is not None
+    memory.release()
+    assert (before, ended) == ([], [True])
+
+
+def test_prewarming_maps_the_kept_slot_too() -> None:
+    pool = pool_of(2, limit_bytes=4 * SIZE)
+    pool.prewarm(SIZE)
+    assert (len(pool._free), pool._budget._leased_bytes) == (3, 0)
+
+
+def test_a_kept_lease_that_is_forgotten_leaves_nothing_mapped() -> None:
+    pool = pool_of()
+    memory = kept(pool)
+    array = weakref.ref(memory.memory.base if isinstance(memory.memory.base, np.ndarray) else memory.memory)
+    pool.close()
+    del memory
+    gc.collect()
+    assert array() is None
