@@ -19,10 +19,8 @@ from limpet.format.plan import Build, Plan, describe
 __all__ = [
     "encode_jax",
     "encode_jax_key",
-    "host_like",
     "is_jax_array",
     "is_jax_key",
-    "known",
     "plan_jax",
     "plan_jax_key",
 ]
@@ -62,22 +60,6 @@ def encode_jax(value: Any, flat: Flattening) -> Node:
     order = ["F"] if host.flags.f_contiguous and not host.flags.c_contiguous else []
     buffer = flat.add(Buffer(host, host.nbytes, True, codec_hint(host.dtype)))
     return ["jax", encode_dtype(host.dtype), list(host.shape), buffer, *order]
-
-
-def known(value: Any) -> tuple[Any, ...]:
-    """What ``host_like`` compares."""
-    return type(value), value.dtype, value.shape, np.asarray(value).strides, value.sharding
-
-
-def host_like(value: Any, known: tuple[Any, ...]) -> Any:
-    """The host's copy, by reference, of an array like one that was encoded; ``None`` if it is not like it."""
-    cls, dtype, shape, strides, sharding = known
-    if type(value) is not cls or value.dtype != dtype or value.shape != shape or value.is_deleted():
-        return None
-    if value.sharding is not sharding and not value.is_fully_addressable:
-        return None
-    host = np.asarray(value)
-    return host if host.strides == strides else None
 
 
 def encode_jax_key(value: Any, flat: Flattening) -> Node:

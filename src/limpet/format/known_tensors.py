@@ -1,7 +1,8 @@
-"""The torch tensors of a state whose structure is known: looked at once more, and turned into arrays.
+"""The torch tensors of a state whose structure is known: looked at once more, and copied or turned into arrays.
 
-A tensor that lies in C order on the host, alone on its storage, is compared with what it was. The others, and those
-that share storage, are encoded and settled again, which must give what it gave.
+A tensor that lies in C order on the host, alone on its storage, is compared with what it was, many in one native call.
+A small one is copied at once, by its address: to make an array of it takes torch longer. The others, and those that
+share storage, are encoded and settled again, which must give what it gave.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import add, attrgetter, le, mul
 from typing import Any, Final
 
+from limpet.format.addresses import SMALL_BYTES_MAX, blocks_of, bytes_at
 from limpet.format.flattening import Flattening
 from limpet.format.nodes import Node, Refused
 from limpet.format.torch_leaves import encode_tensor, numpy_like, settle
@@ -23,6 +26,97 @@ _NUMPY_HAS: Final = frozenset(
 _INDEX: Final = 5
 """Where a tensor's node keeps the index of its buffer."""
 
+_LIKENESS = attrgetter("layout", "is_nested", "is_cpu", "dtype", "shape", "requires_grad")
+"""What decides how a tensor that lies in C order is stored."""
+
+
+@dataclass(slots=True)
+class _Block:
+    """Some tensors that lie in C order on the host, each alone on its storage: columns of what is known of them."""
+
+    positions: list[int]
+    indices: list[int]
+    """Of their buffers."""
+    likeness: list[tuple[Any, ...]]
+    item_sizes: list[int]
+    nbytes: list[int]
+    shown_as: list[Any] | None
+    """For those that are too large to be copied at once: the dtype to show each to numpy as, if that lacks its own."""
+
+    @classmethod
+    def of(cls, tensors: Sequence[tuple[int, Any, list[Any]]], *, small: bool) -> _Block:
+        """What is known of tensors, each with its position and node."""
+        values = [tensor for _, tensor, _ in tensors]
+        return cls(
+            [position for position, _, _ in tensors],
+            [node[_INDEX] for _, _, node in tensors],
+            list(map(_LIKENESS, values)),
+            [tensor.element_size() for tensor in values],
+            [tensor.nbytes for tensor in values],
+            None if small else [_shown_as(tensor, node) for _, tensor, node in tensors],
+        )
+
+    def take(self, leaves: Sequence[Any], data: list[Any], seen: set[int]) -> bool:
+        """Put what holds the bytes of each in its place in ``data``; ``False`` if one is not what it was.
+
+        Args:
+            leaves: of the state.
+            data: of the state's buffers.
+            seen: addresses of storages; grows.
+        """
+        tensors = [leaves[position] for position in self.positions]
+        try:
+            if list(map(_LIKENESS, tensors)) != self.likeness or not _are_in_order(tensors):
+                return False
+            held = self._held(tensors, seen)
+        except RuntimeError:  # of a tensor that has no sizes, no strides or no storage
+            return False
+        if held is None:
+            return False
+        for index, memory in zip(self.indices, held, strict=True):
+            data[index] = memory
+        return True
+
+    def _held(self, tensors: list[Any], seen: set[int]) -> list[Any] | None:
+        """What holds the bytes of each; ``None`` if two share a storage, or it holds less than they reach."""
+        torch = sys.modules["torch"]
+        storages = list(map(torch.Tensor.untyped_storage, tensors))
+        starts: list[int] = list(map(torch.UntypedStorage.data_ptr, storages))
+        expected = len(seen) + len(starts)
+        seen.update(starts)
+        # One that was freed or cut short is for the whole walk to refuse.
+        if len(seen) != expected or not all(starts):
+            return None
+        reaches = self.nbytes
+        offsets = list(map(torch.Tensor.storage_offset, tensors))
+        if any(offsets):
+            offsets = list(map(mul, offsets, self.item_sizes))
+            starts, reaches = list(map(add, starts, offsets)), list(map(add, reaches, offsets))
+        if not all(map(le, reaches, map(torch.UntypedStorage.nbytes, storages))):
+            return None
+        return bytes_at(starts, self.nbytes) if self.shown_as is None else list(map(_shown, tensors, self.shown_as))
+
+
+def _are_in_order(tensors: list[Any]) -> bool:
+    """Whether all lie in C order, and none shows its memory with the sign turned."""
+    kind = sys.modules["torch"].Tensor
+    return all(map(kind.is_contiguous, tensors)) and not any(map(kind.is_neg, tensors))
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether a tensor that was encoded can be compared with others like it; a complex one may be a mere conjugate."""
+    return bool(tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_neg() or tensor.is_complex()))
+
+
+def _shown_as(tensor: Any, node: list[Any]) -> Any:
+    return None if node[1] in _NUMPY_HAS else numpy_like(tensor.element_size())
+
+
+def _shown(tensor: Any, shown_as: Any) -> Any:
+    """A tensor as an array over the same memory."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    return tensor.numpy() if shown_as is None else tensor.view(shown_as).numpy()
+
 
 @dataclass(slots=True)
 class KnownTensors:
@@ -33,8 +127,7 @@ class KnownTensors:
     """
 
     buffer_count: int
-    _plain: list[tuple[int, int, tuple[Any, ...], Any]]
-    """Of each tensor that is alone: its position, its buffer, what it is like, and the dtype to show it to numpy as."""
+    _blocks: list[_Block]
     _others: list[int]
     _nodes: list[Node]
     _indices: list[int]
@@ -59,15 +152,20 @@ class KnownTensors:
         for _, tensor, _ in tensors:
             address = tensor.untyped_storage().data_ptr()
             addresses[address] = addresses.get(address, 0) + 1
-        plain, others = [], []
-        for position, tensor, node in tensors:
-            alone = addresses[tensor.untyped_storage().data_ptr()] == 1
-            if alone and tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_neg() or tensor.is_conj()):
-                like = None if node[1] in _NUMPY_HAS else numpy_like(tensor.element_size())
-                plain.append((position, node[_INDEX], _likeness(tensor), like))
+        small: list[tuple[int, Any, list[Any]]] = []
+        large: list[tuple[int, Any, list[Any]]] = []
+        others: list[tuple[int, Any, list[Any]]] = []
+        for entry in tensors:
+            tensor = entry[1]
+            if addresses[tensor.untyped_storage().data_ptr()] > 1 or not _is_plain(tensor):
+                others.append(entry)
             else:
-                others.append((position, tensor, node))
-        made = cls(len(sharing), plain, [position for position, _, _ in others], [], [], [], fresh)
+                (small if tensor.nbytes <= SMALL_BYTES_MAX else large).append(entry)
+        blocks = [
+            *(_Block.of(block, small=True) for block in blocks_of(small)),
+            *(_Block.of(block, small=False) for block in blocks_of(large)),
+        ]
+        made = cls(len(sharing), blocks, [position for position, _, _ in others], [], [], [], fresh)
         flat, nodes = made._encode([tensor for _, tensor, _ in others])
         indices = {again[_INDEX]: node[_INDEX] for again, (_, _, node) in zip(nodes, others, strict=True)}
         for again, (_, _, node) in zip(nodes, others, strict=True):
@@ -79,21 +177,10 @@ class KnownTensors:
         return made
 
     def take(self, leaves: Sequence[Any], data: list[Any]) -> bool:
-        """Put every tensor's array in its place in ``data``; ``False`` if one is not what it was."""
+        """Put what holds the bytes of every buffer of tensors in its place in ``data``; ``False`` if one is not what it was."""
         seen: set[int] = set()
-        for position, index, known, like in self._plain:
-            tensor = leaves[position]
-            if _likeness(tensor) != known:
-                return False
-            storage = tensor.untyped_storage()
-            address = storage.data_ptr()
-            # A storage that was freed or cut short is for the whole walk to refuse.
-            if address in seen or storage.nbytes() < _end(tensor):
-                return False
-            seen.add(address)
-            if known[2]:
-                tensor = tensor.detach()
-            data[index] = tensor.numpy() if like is None else tensor.view(like).numpy()
+        if not all(block.take(leaves, data, seen) for block in self._blocks):
+            return False
         return not self._others or self._take_others(leaves, data, seen)
 
     def _take_others(self, leaves: Sequence[Any], data: list[Any], seen: set[int]) -> bool:
@@ -126,22 +213,3 @@ def _kinds(flat: Flattening) -> list[tuple[int, bool, str, bool]]:
 def _has_storage(tensor: Any) -> bool:
     """Whether it is neither sparse nor in a layout of some library's own."""
     return tensor.layout is sys.modules["torch"].strided
-
-
-def _likeness(tensor: Any) -> tuple[Any, ...]:
-    """What decides how a tensor that lies in C order on the host is stored; unlike any other where it does not."""
-    if (
-        not _has_storage(tensor)
-        or tensor.is_nested
-        or not tensor.is_cpu
-        or not tensor.is_contiguous()
-        or tensor.is_neg()
-        or tensor.is_conj()
-    ):
-        return ()
-    return tensor.dtype, tensor.shape, tensor.requires_grad, tensor.layout
-
-
-def _end(tensor: Any) -> int:
-    """The byte of its storage after the last that a tensor in C order reaches."""
-    return int(tensor.storage_offset() * tensor.element_size() + tensor.nbytes)

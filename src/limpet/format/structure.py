@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from operator import attrgetter, eq, itemgetter
 from typing import Any, TypeAlias, overload
 
-from limpet.format import jax_leaves
 from limpet.format.buffers import Buffer
 from limpet.format.flattening import Flattening
+from limpet.format.known_jax import KnownJaxArrays
 from limpet.format.known_tensors import KnownTensors
 from limpet.format.leaves import INLINE_CHARACTERS, encode_float, encode_int, encode_text
 from limpet.format.members import Members, Unknown, members_of
@@ -123,8 +123,8 @@ class Structure:
     _pick_arrays: Picker = _none
     _pick_sized: Picker = _none
     _pick_holders: Picker = _none
-    _jax: list[tuple[int, int, Any]] = field(default_factory=list)
     _wholes: list[_Whole] = field(default_factory=list)
+    _jax: KnownJaxArrays | None = None
     _tensors: KnownTensors | None = None
 
     def flatten(self, state: object) -> tuple[Callable[[], Node], Buffers] | None:
@@ -139,9 +139,11 @@ class Structure:
             return None
         data: Sequence[Any] = self._pick_holders(leaves)
         nodes: dict[int, Node] = {}
-        if self._jax or self._wholes or self._tensors is not None:
+        if self._wholes or self._jax is not None or self._tensors is not None:
             data = list(data)
-            if not (self._take_jax(leaves, data) and self._take_wholes(leaves, data, nodes)):
+            if not self._take_wholes(leaves, data, nodes):
+                return None
+            if self._jax is not None and not self._jax.take(leaves, data):
                 return None
             if self._tensors is not None and not self._tensors.take(leaves, data):
                 return None
@@ -154,14 +156,6 @@ class Structure:
         if self._strings and max(map(len, self._pick_strings(leaves))) > INLINE_CHARACTERS:
             return False
         return list(map(len, self._pick_sized(leaves))) == self._sizes
-
-    def _take_jax(self, leaves: list[Any], data: list[Any]) -> bool:
-        for position, index, known in self._jax:
-            host = jax_leaves.host_like(leaves[position], known)
-            if host is None:
-                return False
-            data[index] = host
-        return True
 
     def _take_wholes(self, leaves: list[Any], data: list[Any], nodes: dict[int, Node]) -> bool:
         if not self._wholes:
@@ -223,6 +217,7 @@ class _Learner:
         self._leaves: list[Any] = []
         self._buffers = buffers
         self._count = 0
+        self._jax: list[tuple[int, Any, int]] = []
         self._tensors: list[int] = []
         made = structure
         made.kinds = [_kind(buffer) for buffer in buffers]
@@ -234,6 +229,8 @@ class _Learner:
         made._nodes.append(node)
         self._visit(0, 0)
         made._types = [type(leaf) for leaf in self._leaves]
+        if self._jax:
+            made._jax = KnownJaxArrays.learn(self._jax)
         if self._tensors:
             tensors = [(at, self._leaves[at], made._nodes[at]) for at in self._tensors]
             made._tensors = KnownTensors.learn(tensors, made.fresh)
@@ -299,7 +296,7 @@ class _Learner:
             made._sizes.append(len(value))
             self._hold(position, node[1])
         elif tag == "jax":
-            made._jax.append((position, self._count, jax_leaves.known(value)))
+            self._jax.append((position, value, self._count))
             self._hold(0, node[3])
         elif tag == "torch" and value.numel():
             self._tensors.append(position)
