@@ -6,10 +6,12 @@ only if ``shmem_enabled`` says so, which it does on hardly any machine. Private 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from contextlib import suppress
 
-__all__ = ["HUGE_PAGE_BYTES", "KEPT_TO_OURSELVES", "advise", "private_pages"]
+__all__ = ["HUGE_PAGE_BYTES", "KEPT_TO_OURSELVES", "advise", "ask_for_huge_pages", "private_pages"]
 
 HUGE_PAGE_BYTES = 2 << 20
 """Of x86-64, and of ARM with pages of 4 KiB."""
@@ -46,3 +48,13 @@ def advise(mapping: mmap.mmap, name: str, nbytes: int) -> None:
     if value is not None:
         with suppress(OSError):
             mapping.madvise(value, 0, nbytes)
+
+
+def ask_for_huge_pages(address: int, nbytes: int) -> None:
+    """The same for memory that somebody else mapped, before it is touched: for the huge pages that lie in it whole."""
+    first = -(-address // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    whole = (address + nbytes - first) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+    if sys.platform == "linux" and whole > 0:
+        call = ctypes.CDLL(None).madvise
+        call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        call(first, whole, mmap.MADV_HUGEPAGE)  # what it answers changes nothing

@@ -11,7 +11,7 @@ import pytest
 
 from limpet.engine.outputs import Outputs
 from limpet.engine.slots import MemoryBudget, SlotPool
-from limpet.pages import HUGE_PAGE_BYTES, KEPT_TO_OURSELVES, private_pages
+from limpet.pages import HUGE_PAGE_BYTES, KEPT_TO_OURSELVES, ask_for_huge_pages, private_pages
 from limpet.stores.local_direct import Gathering
 
 MIB = 1 << 20
@@ -74,3 +74,16 @@ def test_a_kernel_that_takes_no_advice_gives_memory_all_the_same(monkeypatch: py
     for name in ("MADV_HUGEPAGE", *KEPT_TO_OURSELVES):
         monkeypatch.delattr(mmap, name)
     assert len(private_pages(HUGE_PAGE_BYTES, *KEPT_TO_OURSELVES)) == HUGE_PAGE_BYTES
+
+
+@only_linux
+def test_huge_pages_are_asked_for_only_where_they_lie_in_the_memory_whole() -> None:
+    memory = mmap.mmap(-1, 4 * HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE)
+    first = address_of(memory)
+    ask_for_huge_pages(first + 1, 3 * HUGE_PAGE_BYTES)
+    wanted = ["hg" in flags_at(first + index * HUGE_PAGE_BYTES) for index in range(4)]
+    assert wanted == [False, True, True, False]
+
+
+def test_nothing_is_asked_for_where_no_huge_page_fits() -> None:
+    ask_for_huge_pages(HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES)  # nothing is mapped there
