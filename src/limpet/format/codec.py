@@ -56,9 +56,9 @@ PLANES = {"planes2": 2, "planes4": 4, "planes8": 8}
 DEFAULT_LEVEL = 1
 _SIZES = {width: struct.Struct(f"<{width}I") for width in PLANES.values()}
 _SAMPLE_PIECES = 16
-_SAMPLE_WORDS = 4096
-"""A plane of which so many pieces, so long each, do not shrink is taken for noise: 64 KiB are tried instead of all of it."""
-_SAMPLED_FROM = 4 * _SAMPLE_PIECES * _SAMPLE_WORDS
+_SAMPLE_WORDS = 2048
+"""A plane of which so many pieces, so long each, do not shrink is taken for noise: 32 KiB are tried instead of all of it."""
+_SAMPLED_FROM = 8 * _SAMPLE_PIECES * _SAMPLE_WORDS
 
 
 class _Coders(threading.local):
