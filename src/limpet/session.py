@@ -16,7 +16,7 @@ from limpet.engine.capture import clear_stale_spools
 from limpet.engine.opening import View, claim_root, take_writer_lock
 from limpet.engine.queue import OnBusy, SaveQueue
 from limpet.engine.save import Save
-from limpet.engine.slots import SlotPool, anonymous_memory
+from limpet.engine.slots import SlotPool
 from limpet.engine.timing import Timing
 from limpet.engine.writer import RunWriter, WriterSettings
 from limpet.errors import StoreError, UsageError
@@ -24,6 +24,7 @@ from limpet.events import Event, Hook, Opened, Retried, warn_gently
 from limpet.failpoints import reach
 from limpet.format.retention import Policy
 from limpet.loop import ExitGuard, Operation, Wait, drive, insist, on_worker
+from limpet.pages import private_pages
 from limpet.pending import Completion, Unseen
 from limpet.remote.launch import Launched
 from limpet.remote.link import Link
@@ -95,7 +96,7 @@ class Session:
         )
         self.loop = self.threads.loop
         link = self.threads.link
-        memory = anonymous_memory if link is None else link.memory
+        memory = private_pages if link is None else link.memory
         self.pool = SlotPool(settings.buffers, self.threads.budget, memory, keeps=settings.delta)
         self.queue = SaveQueue(self.pool, settings.on_busy, self._wake)
         self.threads.budget.watch(self.queue.notify)

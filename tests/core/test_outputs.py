@@ -73,7 +73,7 @@ def test_what_is_still_referred_to_outlives_its_owner():
 
 
 def test_without_a_mapping_to_be_had_the_heap_is_tried(monkeypatch):
-    def refused(*_):
+    def refused(*_, **__):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(mmap, "mmap", refused)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import math
+import mmap
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -323,3 +326,35 @@ def test_a_gathered_copy_keeps_the_padding_of_structures(trip):
 )
 def test_buffers_tell_the_codec_what_they_hold(trip, dtype, hint):
     assert trip.save(np.zeros(2, dtype))[0].buffers[0].dtype == hint
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_big_new_array_begins_with_a_page_and_is_the_callers_like_any_other(trip, order):
+    array = np.asarray(np.arange(3 << 20, dtype=np.float32).reshape(3, -1), order=order)
+    back = trip({"a": array})["a"]
+    assert same_array(back, array)
+    assert back.ctypes.data % 4096 == 0
+    assert (back.flags.writeable, back.flags.c_contiguous) == (True, order == "C")
+    back += 1
+
+
+def test_the_memory_of_a_big_new_array_goes_with_the_last_view_of_it(trip):
+    back = trip(np.ones(2 << 20, np.float32))
+    memory = weakref.ref(back.base)
+    view = back[5:9]
+    del back
+    assert view.tolist() == [1.0] * 4
+    del view
+    assert memory() is None
+
+
+def test_without_a_mapping_to_be_had_numpy_is_asked_for_a_new_array(trip, monkeypatch):
+    array = np.ones(2 << 20, np.float32)
+
+    def refused(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    back = trip(array)
+    assert same_array(back, array)
+    assert back.flags.owndata

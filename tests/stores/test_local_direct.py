@@ -134,11 +134,11 @@ def test_a_buffer_may_change_once_it_was_written() -> None:
 
 
 def test_without_memory_to_gather_in_the_ordinary_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     parts = [[pages(2 * BLOCK), pages(100)], [pages(3 * BLOCK)]]
-    monkeypatch.setattr("limpet.stores.local_direct.mmap.mmap", refuse)
+    monkeypatch.setattr(mmap, "mmap", refuse)
     disk = StrictDisk()
     write(disk, parts)
     assert disk.data == b"".join(buffer for part in parts for buffer in part)

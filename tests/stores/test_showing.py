@@ -45,6 +45,23 @@ def test_all_of_it_is_shown_in_order_and_gets_to_its_place(sizes: list[int]) -> 
     assert [at for at, _ in shown] == positions[:-1]
 
 
+@pytest.mark.parametrize("behind", [0, 1, 16, 63, 64, 4095])
+def test_memory_that_is_not_copied_to_slowly_is_read_to_straight(behind: int) -> None:
+    data = numbered(2 * CACHED_BYTES)
+    memory = np.empty(len(data) + 2 * 4096, np.uint8)
+    start = (behind - memory.ctypes.data) % 4096
+    target = memory[start : start + len(data)]
+    where: list[int] = []
+
+    def read(piece: memoryview, at: int) -> None:
+        piece[:] = data[at : at + len(piece)]
+
+    show_and_fill(read, [target.data], lambda _, piece: where.append(np.frombuffer(piece, np.uint8).ctypes.data))
+    assert target.tobytes() == data
+    straight = [target.ctypes.data, target.ctypes.data + CACHED_BYTES]
+    assert (where == straight) is (behind not in range(1, 64))
+
+
 def test_pieces_fit_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limpet.stores.showing.time.thread_time", itertools.count(0, 1000).__next__)
     _, shown = read_all(numbered(3 * STRETCH_BYTES), [3 * STRETCH_BYTES])

@@ -15,11 +15,11 @@ from contextlib import suppress
 import numpy as np
 
 from limpet.engine.slots import Bytes8
+from limpet.pages import KEPT_TO_OURSELVES, private_pages
 
 __all__ = ["Outputs"]
 
 _POOLED_FROM = 4 << 20
-_HUGE_PAGE = 2 << 20
 
 
 class Outputs:
@@ -34,7 +34,7 @@ class Outputs:
         if nbytes < _POOLED_FROM:
             return np.empty(nbytes, np.uint8)
         try:
-            mapping = self._reused(nbytes) or _mapped(nbytes)
+            mapping = self._reused(nbytes) or private_pages(nbytes, *KEPT_TO_OURSELVES)
         except OSError:  # ENOMEM: the heap may do, or it says so as the heap does
             return np.empty(nbytes, np.uint8)
         # A view of an array refers to the array that owns the memory. As this one does not own the mapping's, views of
@@ -56,12 +56,3 @@ class Outputs:
                 if len(mapping) >= nbytes:
                     return mapping
         return None
-
-
-def _mapped(nbytes: int) -> mmap.mmap:
-    mapping = mmap.mmap(-1, -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE)
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None:
-        with suppress(OSError):  # a kernel without this capability: slower, not wrong
-            mapping.madvise(advice)
-    return mapping

@@ -15,7 +15,6 @@ import mmap
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TypeAlias
 
@@ -23,27 +22,22 @@ import numpy as np
 import numpy.typing as npt
 
 from limpet.engine.memory import MemoryBudget
+from limpet.pages import HUGE_PAGE_BYTES, KEPT_TO_OURSELVES, advise, private_pages
 from limpet.workers import refuse_reentry
 
-__all__ = ["Bytes8", "Lease", "SlotPool", "anonymous_memory"]
+__all__ = ["Bytes8", "Lease", "SlotPool"]
 
-_HUGE_PAGE = 2 << 20
 _TINY = 64 << 10
 """Snapshots up to this size live on the heap: mapping and page alignment would cost more than they save."""
 _SHRINK_AFTER = 8
 """A slot is given back after so many leases in a row that used less than a quarter of it."""
-_ADVICE = ("MADV_HUGEPAGE", "MADV_DONTFORK", "MADV_DONTDUMP")
+_ADVICE = ("MADV_HUGEPAGE", *KEPT_TO_OURSELVES)
 
 Bytes8: TypeAlias = npt.NDArray[np.uint8]
 
 
 def _whole_pages(nbytes: int) -> int:
-    return -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE
-
-
-def anonymous_memory(nbytes: int) -> mmap.mmap:
-    """Memory of this process alone."""
-    return mmap.mmap(-1, nbytes)
+    return -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
 
 
 class _Slot:
@@ -57,10 +51,7 @@ class _Slot:
         except OSError as error:  # ENOMEM: mmap(2) says it in its own way
             raise MemoryError(f"no memory for a buffer of {nbytes} bytes: {error.strerror}") from error
         for name in _ADVICE:
-            advice = getattr(mmap, name, None)
-            if advice is not None:
-                with suppress(OSError):  # a kernel without this capability: slower, not wrong
-                    mapping.madvise(advice)
+            advise(mapping, name, len(mapping))
         self.array: Bytes8 = np.frombuffer(mapping, dtype=np.uint8, count=nbytes)
         self.small_leases = 0
         self.touched = False
@@ -182,7 +173,7 @@ class SlotPool:
         self,
         count: int,
         budget: MemoryBudget,
-        memory: Callable[[int], mmap.mmap] = anonymous_memory,
+        memory: Callable[[int], mmap.mmap] = private_pages,
         *,
         keeps: bool = False,
     ) -> None:

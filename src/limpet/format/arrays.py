@@ -11,6 +11,7 @@ import numpy as np
 from limpet.errors import UsageError
 from limpet.format.buffers import Buffer, bounds, flat_view, overlaps_itself, raw_view
 from limpet.format.flattening import Flattening
+from limpet.format.fresh import fresh_array
 from limpet.format.leaves import decode_text, encode_text, hexadecimal
 from limpet.format.nodes import MISSING, Node, Refused, corrupt, integer, items, shape_of
 from limpet.format.plan import Build, Bytes, Plan, describe
@@ -203,7 +204,7 @@ class _ArrayTarget:
                 return flat_view(np.asarray(self.live))
             self.write_back = True
         try:
-            self.array = np.ndarray(self.shape, self.dtype, order="F" if self.order == "F" else "C")
+            self.array = fresh_array(self.shape, self.dtype, "F" if self.order == "F" else "C")
         except ValueError as error:
             raise corrupt(f"an array's shape {self.shape} is impossible") from error
         return flat_view(self.array) if self.array.nbytes else None

@@ -36,9 +36,9 @@ Words: TypeAlias = npt.NDArray[np.unsignedinteger]
 DEFAULT_LEVEL = 1
 _SIZES = {width: struct.Struct(f"<{width}I") for width in (2, 4, 8)}
 _SAMPLE_PIECES = 16
-_SAMPLE_WORDS = 4096
-"""A plane of which so many pieces, so long each, do not shrink is taken for noise: 64 KiB are tried instead of all of it."""
-_SAMPLED_FROM = 4 * _SAMPLE_PIECES * _SAMPLE_WORDS
+_SAMPLE_WORDS = 2048
+"""A plane of which so many pieces, so long each, do not shrink is taken for noise: 32 KiB are tried instead of all of it."""
+_SAMPLED_FROM = 8 * _SAMPLE_PIECES * _SAMPLE_WORDS
 
 
 class _Coders(threading.local):

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from limpet.format.buffers import Buffer, overlaps_itself
 from limpet.format.flattening import Flattening
+from limpet.format.fresh import fresh_tensor
 from limpet.format.nodes import MISSING, Node, Refused, corrupt, integer, items, shape_of, text
 from limpet.format.paths import place
 from limpet.format.plan import Build, Bytes, Plan, describe
@@ -294,7 +295,6 @@ class _StorageTarget:
     run: Any = None
 
     def allocate(self, plan: Plan) -> Bytes | None:
-        torch = sys.modules["torch"]
         for member in self.members:
             if self.size and _aliases(member, self.size) and plan.claims.take(_span(member.live)):
                 live = member.live
@@ -302,10 +302,7 @@ class _StorageTarget:
                 self.run = _storage_bytes(live.detach(), start, self.size)
                 break
         else:
-            try:
-                self.run = torch.empty(self.size, dtype=torch.uint8)
-            except RuntimeError as error:  # torch's own allocator, where there is no memory
-                raise MemoryError from error
+            self.run = fresh_tensor(self.size)
         for member in self.members:
             if member.live is not MISSING and not self._holds(member):
                 member.fill = _may_fill(member.live) and plan.claims.take(_span(member.live))

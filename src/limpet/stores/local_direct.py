@@ -10,12 +10,12 @@ in the ordinary way.
 from __future__ import annotations
 
 import errno
-import mmap
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from limpet.pages import KEPT_TO_OURSELVES, private_pages
 from limpet.stores.base import Bytes
 from limpet.stores.local_files import FileOps
 
@@ -40,7 +40,7 @@ class Gathering:
         if self._spare:
             return self._spare.pop()
         try:
-            return np.frombuffer(mmap.mmap(-1, _GATHER_BYTES), np.uint8)
+            return np.frombuffer(private_pages(_GATHER_BYTES, *KEPT_TO_OURSELVES), np.uint8)
         except (OSError, MemoryError):  # ENOMEM: mmap(2) says it in its own way
             return None
 
