@@ -186,7 +186,7 @@ class HeldPieces:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, piece_bytes: int = 64 << 10) -> None:
-        from limpet.engine import lazy, staging
+        from limpet.engine import cutting, lazy
 
         self.copied = 0
         self._held = 0
@@ -194,7 +194,7 @@ class HeldPieces:
         self._changed = threading.Condition()
         self._copy = lazy.copy_piece
         patch.setattr(lazy, "copy_piece", self._copy_piece)
-        patch.setattr(staging, "_PIECE_BYTES", piece_bytes)
+        patch.setattr(cutting, "_PIECE_BYTES", piece_bytes)
 
     def wait_until_held(self) -> None:
         """Block until a piece waits here."""

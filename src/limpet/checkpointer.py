@@ -48,7 +48,8 @@ class Checkpointer(Writing):
             ``"skip"``.
         on_error: ``"raise"`` an unseen failure from the next write, or ``"warn"`` (up to five in a row).
         compression: ``"auto"``, ``"off"``, ``"zstd"`` or ``"zstd:LEVEL"``.
-        memory_limit: bytes that all buffers may take; default: most of what the container has.
+        memory_limit: bytes that all buffers may take; a larger state is written part by part, and ``write`` blocks
+            meanwhile. Default: most of what the container has, and a larger state is refused.
         storage: options for the store: endpoint, region, credentials, timeouts.
         owner: who this is, for people, in at most 1 KiB; default: from the platform.
         takeover: also from a writer that is alive on this host.
@@ -157,7 +158,7 @@ class Checkpointer(Writing):
 
         Raises:
             UnsupportedLeafError: something in the state cannot be saved; nothing was staged.
-            UsageError: an argument is wrong, the state does not fit ``memory_limit``, or this is closed.
+            UsageError: an argument is wrong, ``memory_limit`` is too small for the state, or this is closed.
             FencedError: a newer attempt owns the run.
             LimpetError: an earlier save failed and nobody had looked; this state was staged all the same.
         """

@@ -14,6 +14,7 @@ from limpet.engine.outline import Outline
 from limpet.engine.save import Save, interrupted
 from limpet.engine.slots import Lease
 from limpet.engine.staging import Draft
+from limpet.engine.streaming import give_up
 from limpet.errors import UsageError
 from limpet.events import Staged
 from limpet.format import retention
@@ -23,6 +24,7 @@ from limpet.loop import Operation, Wait, on_worker
 from limpet.pending import PendingWrite, Phase
 from limpet.session import Session
 from limpet.settings import check_meta, check_step
+from limpet.streaming import Streaming, Window, window_for
 from limpet.throttle import HELD_BYTES_MAX
 from limpet.types import CheckpointInfo, Files, Outcome, Receipt, Swept
 
@@ -34,10 +36,11 @@ class Request:
 
     Attributes:
         need: of a lazy write, which holds off whoever would change the state.
+        window: of a state that is too large to be staged as a whole.
         off_thread: copy big leaves on another thread, because the caller's runs an event loop.
     """
 
-    __slots__ = ("durable", "lazy", "meta", "need", "off_thread", "pin", "started", "step")
+    __slots__ = ("durable", "lazy", "meta", "need", "off_thread", "pin", "started", "step", "window")
 
     def __init__(
         self, step: object, meta: object, *, pin: bool, durable: bool, lazy: bool = False, off_thread: bool = False
@@ -49,6 +52,7 @@ class Request:
         self.durable = durable
         self.lazy = lazy
         self.need: Need | None = None
+        self.window: Window | None = None
         self.off_thread = off_thread
         if lazy and durable:
             raise UsageError("lazy=True returns at once and durable=True waits for the commit: choose one.")
@@ -112,7 +116,10 @@ class Writing(Holding):
             session.unseen.watch(save.handle)
             yield from self._stage(session, save, draft, lease, request)
         except BaseException as error:
-            if isinstance(error, Exception):
+            if request.window is not None:
+                save.handle._seen = True
+                give_up(session.queue, save, draft, lease, error)
+            elif isinstance(error, Exception):
                 if save.claim_copy():
                     abandon(session.queue, save, draft, lease, error)
             else:  # as in the copy itself: older saves have given up their places for this one
@@ -161,19 +168,11 @@ class Writing(Holding):
         else:
             draft = outline.draft()
         try:
-            self._check_fits(session, draft.plan.slot_bytes)
+            request.window = window_for(session, draft.plan, apart=request.off_thread or request.lazy)
         except BaseException:
             draft.discard()
             raise
         return draft
-
-    def _check_fits(self, session: Session, slot_bytes: int) -> None:
-        if not session.pool.fits(slot_bytes):
-            raise UsageError(
-                f"the state needs {slot_bytes} bytes of buffer; memory_limit allows {session.pool.limit_bytes}.",
-                hint="Raise memory_limit=, or save less.",
-                kind="memory_limit",
-            )
 
     def _spool_folders(self) -> list[Path]:
         folder = self._store.spool_folder()
@@ -198,6 +197,10 @@ class Writing(Holding):
     def _admit(self, session: Session, save: Save, draft: Draft, request: Request) -> Operation[Lease | None]:
         """A lease, or ``None`` if the write was skipped; waits while the policy says so."""
         nbytes = draft.plan.slot_bytes
+        if request.window is not None:
+            nbytes = request.window.nbytes
+            # It is lost if its call is interrupted: it may not take the place of what was accepted.
+            save.supersedable = save.supersedable and self._settings.on_busy == "skip"
         lease = session.queue.admit_nowait(save, nbytes)
         if lease is None and request.off_thread:
             draft.detach_small()
@@ -224,7 +227,9 @@ class Writing(Holding):
         def copy() -> None:
             self._copy(session, save, draft, lease)
 
-        if request.need is not None:
+        if request.window is not None:
+            yield from self._stage_in_parts(session, save, draft, lease, request)
+        elif request.need is not None:
             copying = session.threads.copier.lazily(draft, lease, self._lazies.volatile())
             hand_over_when_copied(
                 session.queue,
@@ -251,6 +256,20 @@ class Writing(Holding):
                 told = isinstance(error, Exception) or not save.replaced_steps
                 save.handle._seen = told and save.handle._completion.error is not None
                 raise
+
+    def _stage_in_parts(
+        self, session: Session, save: Save, draft: Draft, lease: Lease, request: Request
+    ) -> Operation[None]:
+        assert request.window is not None
+        save.supersedable = save.paced = False
+        if request.off_thread or request.lazy:
+            draft.detach_small()
+        streaming = Streaming(session, save, draft, lease, request.window)
+        if request.need is not None and streaming.in_background(self._lazies.volatile(), check=self._settings.check):
+            if request.need.wanted:
+                request.need.hurry()
+            return
+        yield from streaming.in_call(off_thread=request.off_thread, aside=lambda wait: _aside(session, wait, request))
 
     def _copy(self, session: Session, save: Save, draft: Draft, lease: Lease) -> None:
         """Copy the state, and hand it to the engine; on any thread."""
@@ -309,8 +328,9 @@ class Writing(Holding):
     def _prewarm(self, state: Any, *, off_thread: bool) -> Operation[None]:
         yield from self._ready()
         session = self._open_session
-        slot_bytes = self._outline(state).slot_bytes
-        self._check_fits(session, slot_bytes)
+        plan = self._outline(state).plan
+        window = window_for(session, plan, apart=False)
+        slot_bytes = plan.slot_bytes if window is None else window.nbytes
         if off_thread:
             warming = on_worker(session.threads.urgent, lambda: session.pool.prewarm(slot_bytes))
             yield Wait(warming)

@@ -25,7 +25,7 @@ from tests.support import (
 
 import limpet
 from limpet import Every, StoreError, UsageError
-from limpet.engine import checking, lazy, staging
+from limpet.engine import checking, cutting, lazy
 from limpet.engine.lazy import Copying, Crew
 from limpet.engine.save import Save
 from limpet.pending import PendingWrite
@@ -592,9 +592,9 @@ def test_the_call_is_all_that_a_lazy_save_held_its_caller_up_for(pieces):
 
 
 def test_pieces_are_cut_along_the_axes_until_they_are_small(monkeypatch):
-    monkeypatch.setattr(staging, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(cutting, "_PIECE_BYTES", 20_000)
     target = np.zeros((2, 5, 1000))
-    cut = [piece.shape for piece, _ in staging._pieces(target, target)]
+    cut = [piece.shape for piece, _ in cutting.cut(target, target)]
     assert cut == [(2, 1000), (2, 1000), (1, 1000)] * 2
 
 

@@ -6,6 +6,7 @@ a second later: until then the state must be as it was, however fast the copy wa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import blake3
@@ -53,12 +54,21 @@ class ChangedTooEarly:
 
         return checked
 
+    def error_of_live(self, wanted: threading.Event) -> UsageError | None:
+        """What to fail a streamed save with: what was copied of it first is not in memory any more. Blocks as long."""
+        wanted.wait(_WAIT_SECONDS)
+        return self._naming({index for index, digest in self._digests.items() if self._live(index) != digest})
+
     def _error(self, lease: Lease) -> UsageError | None:
-        changed = {
-            index
-            for index, digest in self._digests.items()
-            if {self._live(index), self._copied(index, lease)} != {digest}
-        }
+        return self._naming(
+            {
+                index
+                for index, digest in self._digests.items()
+                if {self._live(index), self._copied(index, lease)} != {digest}
+            }
+        )
+
+    def _naming(self, changed: set[int]) -> UsageError | None:
         if not changed:
             return None
         paths = [place(path) for path, leaf in walk(self._draft.tree.node) if changed.intersection(leaf.buffers)]

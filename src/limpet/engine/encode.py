@@ -141,7 +141,7 @@ class _Batch:
 
 
 class BatchStream:
-    """The chunks of a snapshot from ``start`` on, encoded in order and a little ahead.
+    """Some chunks of a snapshot, encoded in order and a little ahead.
 
     Args:
         snapshot: what to encode.
@@ -150,6 +150,7 @@ class BatchStream:
         budget: bounds the bytes of encoded batches.
         workers: gives the threads to use, asked anew for each batch.
         start: index of the first chunk.
+        end: index after the last one; all of them can be read now.
         differences: what chunks may be stored as differences from.
     """
 
@@ -160,7 +161,8 @@ class BatchStream:
         chooser: CodecChooser,
         budget: ByteBudget,
         workers: Callable[[], Workers],
-        start: int = 0,
+        start: int,
+        end: int,
         differences: Differences | None = None,
     ) -> None:
         self._snapshot = snapshot
@@ -169,6 +171,7 @@ class BatchStream:
         self._budget = budget
         self._workers = workers
         self._next = start
+        self._end = end
         self._differences = differences
         self._ahead: deque[_Batch] = deque()
         self._outputs = Outputs()
@@ -202,9 +205,9 @@ class BatchStream:
         chunks = self._snapshot.plan.chunks
         unsure = self._chooser.awaits_store
         ahead, most = (0, _FIRST_BYTES) if unsure else (_AHEAD, BATCH_BYTES)
-        while len(self._ahead) <= ahead and self._next < len(chunks):
+        while len(self._ahead) <= ahead and self._next < self._end:
             end, size = self._next, 0
-            while end < len(chunks) and (end == self._next or size + chunks[end].raw_bytes <= most):
+            while end < self._end and (end == self._next or size + chunks[end].raw_bytes <= most):
                 size += chunks[end].raw_bytes
                 end += 1
             # Never wait while holding: saves that all did so would wait for each other.

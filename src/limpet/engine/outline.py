@@ -12,6 +12,7 @@ from typing import Any
 
 from limpet.engine.capture import Spool
 from limpet.engine.staging import Draft, detach_small
+from limpet.format.chunks import Plan
 from limpet.format.registry import Registry
 from limpet.format.tree import Buffer, Recall, flatten
 from limpet.types import Files
@@ -56,9 +57,9 @@ class Outline:
         return bool(self._captures)
 
     @property
-    def slot_bytes(self) -> int:
-        """What a snapshot takes in memory, small files apart."""
-        return Draft.of(self._tree, copy_all=self._copy_all).plan.slot_bytes
+    def plan(self) -> Plan:
+        """The layout of a snapshot, small files apart."""
+        return Draft.of(self._tree, copy_all=self._copy_all).plan
 
     def detach_small(self) -> None:
         """Copy every small buffer that its owner may change."""

@@ -9,20 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from limpet.engine.capture import Spool, read_slice
+from limpet.engine.cutting import alike, copy_alone, copy_run, cut, cut_range, pieces_of
 from limpet.engine.kept import Kept
 from limpet.engine.lazy import Copying, Crew, Piece, copy_piece
 from limpet.engine.slots import Bytes8, Lease
-from limpet.format.buffers import raw_view
 from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, Run, plan_chunks
+from limpet.format.segments import Segment
 from limpet.format.structure import Buffers
 from limpet.format.tree import Buffer, FileSlice, FlatTree
 from limpet.workers import Workers
@@ -33,7 +36,6 @@ Volatile: TypeAlias = Callable[[int, int], bool]
 
 _JOINED_BYTES_MAX = 8 << 10
 """Joined pieces are copied twice: above this size, a copy of each by itself is cheaper."""
-_PIECE_BYTES = 8 << 20
 _PARALLEL_FROM_BYTES = 4 << 20
 """Below this, waking another thread costs more than it saves."""
 
@@ -90,22 +92,6 @@ def _spec(buffer: Buffer, copy_all: bool) -> BufferSpec:
     return BufferSpec(nbytes, buffer.dtype, late, (late or nbytes <= _JOINED_BYTES_MAX) and buffer.joins, late)
 
 
-def _gather(pieces: Sequence[Any], target: Bytes8) -> None:
-    """Copy small pieces of memory, one behind the other, in one native call."""
-    joined = b"".join(pieces)
-    if len(joined) != target.nbytes:
-        raise ValueError(f"{len(joined)} bytes were to fill {target.nbytes}: the state changed while it was copied")
-    target[:] = np.frombuffer(joined, np.uint8)
-
-
-def _raw(buffers: Sequence[Buffer], indices: Sequence[int]) -> list[Any]:
-    """What holds the bytes of some buffers."""
-    if isinstance(buffers, Buffers):
-        data = buffers.data
-        return [data[index] for index in indices]
-    return [buffers[index].data for index in indices]
-
-
 class Snapshot:
     """A staged state: everything that is needed to write it, none of it the caller's to change.
 
@@ -115,6 +101,8 @@ class Snapshot:
     """
 
     __slots__ = ("_late", "_late_node", "_sources", "_spool", "lease", "plan")
+    parts = 1
+    """How many are copied and written one after another, because they are never in memory all together."""
 
     def __init__(self, draft: Draft, lease: Lease) -> None:
         self._late_node = draft.tree.late_node
@@ -127,7 +115,7 @@ class Snapshot:
         self._late: dict[int, list[tuple[Run, list[Any]]]] = {}
         for run in draft.plan.runs:
             if run.late:
-                self._late.setdefault(run.chunk, []).append((run, _pieces_of(run, draft.tree.buffers)))
+                self._late.setdefault(run.chunk, []).append((run, pieces_of(run, draft.tree.buffers)))
 
     @property
     def node(self) -> Any:
@@ -137,7 +125,7 @@ class Snapshot:
     def read(self, chunk: ChunkSource) -> Bytes8:
         """The raw bytes of ``chunk``: a view where they are in memory, else read from the spooled file."""
         if chunk.buffer < 0:
-            view = self.lease.borrow(chunk.offset, chunk.raw_bytes)
+            view = self.lease.borrow(self._offset_in_lease(chunk.offset), chunk.raw_bytes)
             if self._late:
                 self._gather_late(chunk.offset, view)
             return view
@@ -148,6 +136,16 @@ class Snapshot:
         if flat is None:
             raise AssertionError("only contiguous buffers stay where they are")
         return flat[chunk.offset : chunk.offset + chunk.raw_bytes]
+
+    async def available(self, _start: int) -> int:
+        """Wait until the chunks from ``_start`` on can be read; returns the index after the last of them that can."""
+        return len(self.plan.chunks)
+
+    def written(self, end: int) -> None:
+        """Every chunk before ``end`` is durable, and will not be read again."""
+
+    def _offset_in_lease(self, offset: int) -> int:
+        return offset
 
     @property
     def files(self) -> dict[int, FileSlice]:
@@ -195,7 +193,7 @@ class Snapshot:
         Into a view that the lease knows of: as long as it lives, nobody else is given the memory.
         """
         for run, pieces in self._late.get(chunk, ()):
-            _copy_run(run, pieces, view[run.offset - chunk :][: run.nbytes])
+            copy_run(run, pieces, view[run.offset - chunk :][: run.nbytes])
         self._late.pop(chunk, None)
 
 
@@ -211,6 +209,29 @@ class Copier:
     def copy(self, draft: Draft, lease: Lease) -> None:
         """Copy everything that ``draft`` must own into ``lease``'s memory; blocks until it is done."""
         self._copy_pieces(self._small_ones_first(draft, lease, lambda _first, _end: True, [])[0])
+
+    def copy_part(self, draft: Draft, segment: Segment, memory: Bytes8, pieces: deque[Piece]) -> None:
+        """Copy what ``draft`` must own of ``segment`` to the beginning of ``memory``; blocks until it is done.
+
+        What is large is put into ``pieces`` first: whoever clears that, on any thread, ends the copy soon.
+        """
+        buffers, plan, base = draft.tree.buffers, draft.plan, segment.base
+        for run in plan.runs[bisect_left(plan.runs, segment.first, key=attrgetter("offset")) :]:
+            if run.offset >= segment.last:
+                break
+            if not run.late:
+                copy_run(run, pieces_of(run, buffers), memory[run.offset - base :][: run.nbytes])
+        # One of them may begin before the segment.
+        for index, offset in plan.copies[max(0, bisect_left(plan.copies, segment.first, key=itemgetter(1)) - 1) :]:
+            if offset >= segment.last:
+                break
+            buffer = buffers[index]
+            start, end = max(segment.first, offset), min(segment.last, offset + buffer.nbytes)
+            if start < end and buffer.nbytes >= SHARED_BYTES:
+                pieces.extend(cut_range(buffer, start - offset, memory[start - base : end - base]))
+            elif start < end:
+                copy_alone(buffer, memory[start - base : end - base])
+        self._copy_pieces(pieces)
 
     def lazily(self, draft: Draft, lease: Lease, volatile: Volatile) -> Copying:
         """Copy what is small, and what may change at any time; the rest is still to begin.
@@ -246,20 +267,20 @@ class Copier:
         memory = lease.memory
         for run in draft.plan.runs:
             if not run.late:
-                _copy_run(run, _pieces_of(run, buffers), memory[run.offset : run.offset + run.nbytes])
+                copy_run(run, pieces_of(run, buffers), memory[run.offset : run.offset + run.nbytes])
         now: deque[Piece] = deque()
         later: deque[Piece] = deque()
         for index, offset in draft.plan.copies:
             buffer = buffers[index]
             target = memory[offset : offset + buffer.nbytes]
             if buffer.nbytes < SHARED_BYTES:
-                _copy_alone(buffer, target)
+                copy_alone(buffer, target)
                 continue
-            source, target = _alike(buffer, target)
+            source, target = alike(buffer, target)
             if volatile(*byte_bounds(source)):
-                now.extend(_pieces(target, source))
+                now.extend(cut(target, source))
             else:
-                later.extend(_pieces(target, source))
+                later.extend(cut(target, source))
                 kept.append(index)
         return now, later
 
@@ -276,51 +297,6 @@ class Copier:
             _drain(pieces)
         finally:
             crew.dismiss()
-
-
-def _pieces_of(run: Run, buffers: Sequence[Buffer]) -> list[Any]:
-    """What ``_copy_run`` needs of the buffers, and nothing else of the state."""
-    return _raw(buffers, run.buffers) if run.joins else [buffers[index] for index in run.buffers]
-
-
-def _copy_run(run: Run, pieces: Sequence[Any], target: Bytes8) -> None:
-    if run.joins:
-        _gather(pieces, target)
-    else:
-        _copy_alone(pieces[0], target)
-
-
-def _copy_alone(buffer: Buffer, target: Bytes8) -> None:
-    if isinstance(buffer.data, FileSlice):
-        target[:] = np.frombuffer(read_slice(buffer.data, 0, buffer.nbytes), dtype=np.uint8)
-    else:
-        buffer.copy_into(target)
-
-
-def _alike(buffer: Buffer, target: Bytes8) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A big buffer and its place, as arrays of one shape: in one dimension, unless it must be gathered."""
-    flat = buffer.flat()
-    if flat is not None:
-        return flat, target
-    if not isinstance(buffer.data, np.ndarray):
-        raise TypeError("a FileSlice is streamed, not copied")
-    raw = raw_view(buffer.data)
-    return raw, target.view(raw.dtype).reshape(raw.shape)
-
-
-def _pieces(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> Iterator[Piece]:
-    """Cut a copy along the first axis, and where one row of it is too much, along the next."""
-    if target.nbytes <= _PIECE_BYTES or target.ndim == 0:
-        yield target, source
-        return
-    row_bytes = target.nbytes // len(target)
-    if row_bytes > _PIECE_BYTES and target.ndim > 1:
-        for target_row, source_row in zip(target, source, strict=True):
-            yield from _pieces(target_row, source_row)
-        return
-    rows = max(1, _PIECE_BYTES // row_bytes)
-    for start in range(0, len(target), rows):
-        yield target[start : start + rows], source[start : start + rows]
 
 
 def _drain(pieces: deque[Piece]) -> None:

@@ -31,6 +31,7 @@ from limpet.format.choosing import CodecChooser
 from limpet.format.layout import PackName, pack_key
 from limpet.format.manifest import Manifest, encode_manifest
 from limpet.format.record import INLINE_BYTES_MAX, Commit, ManifestAt, PackUse
+from limpet.format.segments import PACKS_MAX
 from limpet.stores.base import NO_SPACE, Bytes, Store
 from limpet.stores.retry import RetryPolicy, backoff_delays
 from limpet.types import Outcome, Receipt
@@ -141,6 +142,7 @@ class Upload:
     _known: dict[str, Known] = field(init=False)
     _differences: Differences | None = field(init=False)
     _places: Places = field(default_factory=Places)
+    _start: int = 0
     _encoding_seconds: float = 0.0
     _manifest: Manifest | None = None
     _at: ManifestAt | None = None
@@ -171,6 +173,8 @@ class Upload:
     async def _try_inline(self) -> Uploaded | None:
         """The save as a record's body, if what is new of it is tiny."""
         plan = self._snapshot.plan
+        if self._snapshot.parts > 1:
+            return None
         choose, level = self.resources.chooser.choose, self.resources.chooser.level
         chunks = [Trial(chunk, choose(chunk.dtype, chunk.raw_bytes, i)) for i, chunk in enumerate(plan.chunks)]
         if plan.raw_bytes <= _INLINE_RAW_MAX:  # too small to be worth a hop
@@ -192,7 +196,7 @@ class Upload:
 
     async def _write_pack(self, part: int) -> None:
         """Write the pack that starts at the first chunk not placed yet, again until it is there."""
-        start = len(self._places)
+        self._start = len(self._places)
         timing = self.resources.timing
         failed_since: float | None = None
         for attempt, delay in enumerate(backoff_delays(RetryPolicy()), 1):
@@ -204,10 +208,10 @@ class Upload:
             patience = max(left / 2 if failed_since is None else left, timing.upload_deadline / 20)
             try:
                 # Closed here, not when it is collected: until then it holds the budget and reads from the snapshot.
-                async with aclosing(self._parts(start, key)) as parts:
+                async with aclosing(self._parts(key)) as parts:
                     size = await self._put(key, parts, patience)
             except StoreError as error:
-                self._forget_from(start)
+                self._forget_from(self._start)
                 if failed_since is None:
                     failed_since = started if error.kind == _STUCK else timing.clock()
                 await self._consider(error, key, attempt, failed_since)
@@ -215,6 +219,7 @@ class Upload:
             else:
                 reach("save.pack_done")
                 self._places.wrote(key, size)
+                self._snapshot.written(len(self._places))
                 self.resources.chooser.observe_store(size, timing.clock() - started - self._encoding_seconds)
                 return
 
@@ -240,33 +245,41 @@ class Upload:
             raise error
         self.resources.on_retry("put", key, attempt, error)
 
-    async def _parts(self, start: int, key: str) -> AsyncGenerator[Sequence[Bytes], None]:
+    async def _parts(self, key: str) -> AsyncGenerator[Sequence[Bytes], None]:
         """The pack's content, and as a side effect the places of its chunks."""
         offset = 0
-        target = self._pack_bytes()
+        target, total = self._pack_bytes(), len(self._snapshot.plan.chunks)
         clock, chooser = self.resources.timing.clock, self.resources.chooser
-        async with aclosing(self._batches(start)) as batches:
+        while True:
             asked = clock()
-            async for _, batch in batches:
-                self._encoding_seconds += clock() - asked
-                before = offset
-                part, offset = self._places.place(batch, key, offset)
-                self.save.share_encoded = len(self._places) / len(self._snapshot.plan.chunks)
-                if part:
-                    handed = clock()
-                    yield part
-                    reach("save.part_sent")
-                    chooser.observe_store(offset - before, clock() - handed, durable=False)
-                asked = clock()
-                if offset >= target and len(self._places) < len(self._snapshot.plan.chunks):
-                    return
+            end = await self._snapshot.available(len(self._places))
+            async with aclosing(self._batches(len(self._places), end)) as batches:
+                async for _, batch in batches:
+                    self._encoding_seconds += clock() - asked
+                    before = offset
+                    part, offset = self._places.place(batch, key, offset)
+                    self.save.share_encoded = len(self._places) / total
+                    if part:
+                        handed = clock()
+                        yield part
+                        reach("save.part_sent")
+                        chooser.observe_store(offset - before, clock() - handed, durable=False)
+                    asked = clock()
+                    if offset >= target and len(self._places) < total:
+                        return
+            if len(self._places) == total:
+                break
+            if offset:  # what it was made from is needed until it is durable, and its memory for what comes next
+                return
+            self._start = len(self._places)
+            self._snapshot.written(self._start)
         self.save.encoded_seconds = self.save.elapsed()
         stored, digest = encode_manifest(self._build_manifest())
         yield [stored]
         reach("save.manifest_sent")
         self._at = ManifestAt(key, offset, len(stored), digest)
 
-    async def _batches(self, start: int) -> AsyncGenerator[tuple[int, list[Encoded]], None]:
+    async def _batches(self, start: int, end: int) -> AsyncGenerator[tuple[int, list[Encoded]], None]:
         shared = self.resources
         stream = BatchStream(
             self._snapshot,
@@ -275,6 +288,7 @@ class Upload:
             shared.budget,
             lambda: shared.workers(self.save),
             start,
+            end,
             self._differences,
         )
         try:
@@ -290,7 +304,8 @@ class Upload:
         self._at = None
 
     def _pack_bytes(self) -> int:
-        return max(_PACK_BYTES, -(-self._snapshot.plan.raw_bytes // _PACKS_PER_SAVE))
+        packs = min(_PACKS_PER_SAVE, PACKS_MAX - self._snapshot.parts)  # one ends with each segment too
+        return max(_PACK_BYTES, -(-self._snapshot.plan.raw_bytes // packs))
 
     def _build_manifest(self) -> Manifest:
         self._manifest = self._places.manifest(
