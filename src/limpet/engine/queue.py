@@ -219,10 +219,10 @@ class SaveQueue:
         with self._lock:
             refuse_reentry(self._lock)
             self.closed_by = self.closed_by or error
-            self._pool.give_up_kept()
             failing = [save for save in (*self._waiting, *self._staging) if self._still(save) is not None]
             self._waiting.clear()
             self._staging = [save for save in self._staging if save not in failing]
+        self._pool.give_up_kept()  # without the lock: it tells other queues of the room
         for save in failing:
             save.fail(error)
         self.notify()
