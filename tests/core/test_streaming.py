@@ -224,6 +224,17 @@ def test_what_is_known_already_makes_no_pack():
         assert np.array_equal(cp.read(), state)
 
 
+def test_what_was_streamed_is_no_base_of_differences_and_has_none():
+    store = Gated()
+    state = np.ones(10 * MIB, np.float32)
+    with streaming(store, compression="auto", delta=True) as cp:
+        for step in range(2):
+            state += np.float32(1e-7)
+            cp.write(state, step=step, durable=True)
+        assert cp._session.writer._last.differences({}) is None
+        assert np.array_equal(cp.read(), state)
+
+
 def test_prewarm_makes_the_window():
     with streaming(Gated()) as cp:
         cp.prewarm(large())
