@@ -208,6 +208,7 @@ class Writing(Holding):
             changed = session.queue.changed()
             lease = session.queue.admit_nowait(save, nbytes)
             if lease is None:
+                session.queue.press()
                 yield from _aside(session, Wait(changed), request)
         if lease == "skip":
             self._resolve_skipped(session, save.handle, request)

@@ -53,6 +53,21 @@ def in_thread(function):
 # S2: a second save while the first is in flight
 
 
+def test_who_waits_for_memory_has_the_oldest_save_go_at_full_speed_and_no_other(monkeypatch):
+    with Busy(on_busy="wait") as busy:
+        queue = busy.cp._session.queue
+        busy.cp.write(noise(2), step=2)
+        oldest, other = queue.unfinished()
+        assert (oldest.urgent, other.urgent) == (False, False)
+        pressed, press = threading.Event(), queue.press
+        monkeypatch.setattr(queue, "press", lambda: (press(), pressed.set()))
+        thread, _ = in_thread(lambda: busy.cp.write(noise(3), step=3))
+        assert pressed.wait(10)
+        assert (oldest.urgent, other.urgent) == (True, False)
+        busy.held.release()
+        thread.join(10)
+
+
 def test_waiting_writes_are_all_committed_in_order():
     """S2: on_busy="wait"."""
     with Busy(on_busy="wait") as busy:

@@ -205,6 +205,13 @@ class SaveQueue:
             refuse_reentry(self._lock)
             return [*self._active, *self._waiting, *self._staging]
 
+    def press(self) -> None:
+        """Somebody waits for memory: the oldest save, the first to give its own back, goes at full speed; no other does."""
+        for save in self.unfinished()[:1]:
+            save.urgent = True
+            if (copying := save.copying) is not None:
+                copying.hurry()
+
     def hurry(self, hurried: bool = True) -> None:
         """Stop (or go on) pacing, and hold up nobody for the sake of a copy."""
         self.hurried = hurried

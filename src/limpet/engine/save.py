@@ -27,7 +27,7 @@ class Save:
         pinned: whether retention must keep it.
         supersedable: whether a newer one may replace it while it waits.
         paced: whether it may be held back a little, so that a tight loop is no stream of requests.
-        urgent: whether its caller waits for the commit.
+        urgent: whether its caller waits for the commit, or another one for its memory.
         share_encoded: of its bytes, 0 to 1.
         kept: whether its content stays in memory once it is committed, so that the next one can be compared with it.
         snapshot: set once staged.
