@@ -156,3 +156,14 @@ def test_a_kept_lease_that_is_forgotten_leaves_nothing_mapped() -> None:
     del memory
     gc.collect()
     assert array() is None
+
+
+def test_memory_that_is_lent_while_it_is_kept_is_nobody_else_s_afterwards() -> None:
+    pool = pool_of(1)
+    memory = leased(pool).keep(lent=True)
+    assert memory is not None
+    address = memory.memory.ctypes.data
+    held = memory.memory[:1]
+    memory.release()
+    assert leased(pool).memory.ctypes.data != address
+    assert (held[0], len(pool._free)) == (0, 0)

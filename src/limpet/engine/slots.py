@@ -70,7 +70,9 @@ class _Slot:
 class Lease:
     """The right to use one of the pool's slots, until ``release``."""
 
-    __slots__ = ("__weakref__", "_borrowed", "_counted", "_kept", "_pool", "_released", "_slot", "memory", "on_end")
+    __slots__ = (
+        "__weakref__", "_borrowed", "_counted", "_kept", "_lent", "_pool", "_released", "_slot", "memory", "on_end",
+    )  # fmt: skip
 
     def __init__(self, pool: SlotPool, slot: _Slot | None, memory: Bytes8) -> None:
         self._pool = pool
@@ -80,6 +82,7 @@ class Lease:
         self._released = False
         self._counted = False
         self._kept = False
+        self._lent = False
         self.on_end: Callable[[], None] | None = None
         """Called when it ends, before anybody else can have the memory: nothing that an interrupt could come into."""
 
@@ -126,17 +129,18 @@ class Lease:
             self._end()
         self._pool._give_back(self, slot, reusable=not lent)
 
-    def keep(self, beside_bytes: int = 0) -> Lease | None:
+    def keep(self, beside_bytes: int = 0, *, lent: bool = False) -> Lease | None:
         """End this lease, and keep its memory as long as nobody needs the room; the pool's last one kept so ends.
 
         Args:
             beside_bytes: what is kept with it, outside of the slot: it counts too.
+            lent: somebody beyond our sight may still read from it when it ends.
 
         Returns:
             The lease to read from, until it ends by itself or is released; ``None`` if there is no room to keep it:
             then this one goes on.
         """
-        return self._pool._keep(self, beside_bytes)
+        return self._pool._keep(self, beside_bytes, lent)
 
     def while_held(self, do: Callable[[], None]) -> None:
         """``do()``, unless it has ended; it does not end meanwhile."""
@@ -275,7 +279,7 @@ class SlotPool:
             self._free.clear()
         self.give_up_kept()
 
-    def _keep(self, lease: Lease, beside_bytes: int) -> Lease | None:
+    def _keep(self, lease: Lease, beside_bytes: int, lent: bool) -> Lease | None:
         self.give_up_kept()
         if beside_bytes and not self._budget.try_take(beside_bytes):
             return None
@@ -284,7 +288,8 @@ class SlotPool:
             ended = self._closed or lease._released
             if not ended:
                 kept = Lease(self, lease._slot, lease.memory)
-                kept._borrowed, kept.on_end, kept._kept = lease._borrowed[:], lease.on_end, True
+                kept._borrowed, kept.on_end = lease._borrowed[:], lease.on_end
+                kept._kept, kept._lent = True, lent
                 lease.on_end = None  # the content stays what it is
                 self._kept = kept
                 lease._end()
@@ -307,7 +312,7 @@ class SlotPool:
         with self._lock:
             if lease._released:
                 return
-            slot, lent = lease._slot, lease._is_borrowed()
+            slot, lent = lease._slot, lease._lent or lease._is_borrowed()
             lease._end()
             if self._kept is lease:
                 self._kept = None

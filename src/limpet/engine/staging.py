@@ -158,14 +158,17 @@ class Snapshot:
         """What owns those files."""
         return self._spool
 
-    def keep(self) -> Kept | None:
+    def keep(self, *, lent: bool = False) -> Kept | None:
         """End this one, and keep what memory holds of it for as long as nobody needs the room: not the files.
+
+        Args:
+            lent: as of ``release``.
 
         Returns:
             ``None`` if there is no room for it: this one goes on.
         """
         sources = {index: buffer for index, buffer in self._sources.items() if not isinstance(buffer.data, FileSlice)}
-        memory = self.lease.keep(sum(buffer.nbytes for buffer in sources.values()))
+        memory = self.lease.keep(sum(buffer.nbytes for buffer in sources.values()), lent=lent)
         if memory is None:
             return None
         kept = Kept(memory, self.plan.chunks, sources)

@@ -84,11 +84,11 @@ class Handed(Snapshot):
         self._fds = list(fds)
         self._bereft = bereft
 
-    def keep(self) -> Kept | None:
+    def keep(self, *, lent: bool = False) -> Kept | None:
         """Let go of it; its content may be read for as long as the trainer leaves it where it is."""
         if self._memory is None:
             return None
-        self.release()
+        self.release(lent=lent)
         return Kept(KeptSlot(self._memory, self._number), self.plan.chunks, {})
 
     def release(self, *, lent: bool = False) -> None:

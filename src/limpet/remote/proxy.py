@@ -329,10 +329,10 @@ class RemoteWriter:
                 with self._link.lock:
                     del self._told[told.number]
                     del self._numbers[save]
-                if told.lent and save.snapshot is not None:
+                if message.kept and save.snapshot is not None:
+                    save.snapshot.keep(lent=told.lent)
+                if told.lent and save.snapshot is not None:  # unless it was kept
                     save.snapshot.release(lent=True)
-                elif message.kept and save.snapshot is not None:
-                    save.snapshot.keep()
                 if message.receipt is not None:
                     self._link.progress()
                     self._succeed(save, message.receipt)
