@@ -36,6 +36,7 @@ from limpet.workers import Workers, reentrant, refuse_reentry, still_at_work
 __all__ = ["Holding"]
 
 _WARNINGS_IN_A_ROW = 5
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 class Holding(Reading):
@@ -171,60 +172,59 @@ class Holding(Reading):
             self._check_usable()
             if self._is_open():  # the usual answer: no lock for that
                 return
-            with self._opening:
-                refuse_reentry(self._opening)
-                if self._session is not None:
+            mine: Completion[None] = Completion()
+            try:
+                with self._opening:
+                    refuse_reentry(self._opening)
+                    if self._session is not None:
+                        return
+                    others = self._opened
+                    if others is None:
+                        self._opened = mine
+                if others is None:
+                    yield from self._open()
                     return
-                others = self._opened
-                mine: Completion[None] = Completion()
-                self._opened = others or mine
-            if others is None:
-                yield from self._open(mine)
-                return
-            yield Wait(others)
+            finally:
+                # Without a call before the first line has done it all: an interrupt may come in any.
+                if self._opened is mine:
+                    self._opened = None
+                mine.set_result(None)
+            # Not for ever: an interrupt may have come just before that last line.
+            yield Wait(others, timeout_seconds=_LOOK_AGAIN_SECONDS)
 
-    def _open(self, opened: Completion[None]) -> Operation[None]:
-        session: Session | None = None
+    def _open(self) -> Operation[None]:
+        beginning: Completion[Session] = Completion()
         try:
             parent = None
             if self._parent is not None:
                 yield from self._parent._ready()
                 parent = self._parent._open_session
-            session = yield from self._begin_session(parent)
+            yield from self._begin_session(parent, beginning)
+            session = beginning.get()
             yield from session.open()
+            session.before_drain = _committing_what_is_held(self._throttle, session)
+            self._session = session
         except BaseException:
-            if session is not None and self._reopen is not None:
+            beginning.add_callback(lambda: None if beginning.error else beginning.get().discard())
+            if self._reopen is not None:
                 self._store = self._reopen()
-            session = None
             raise
-        finally:
-            if session is not None:
-                session.before_drain = _committing_what_is_held(self._throttle, session)
-            with self._opening:
-                refuse_reentry(self._opening)
-                self._session = session
-                self._opened = None
-            opened.set_result(None)
 
-    def _begin_session(self, parent: Session | None) -> Operation[Session]:
+    def _begin_session(self, parent: Session | None, beginning: Completion[Session]) -> Operation[None]:
         """A session with its threads. What they import takes a while, so they are made on another thread."""
         if parent is not None:
-            return Session(self._store, self._session_settings(), parent)
+            beginning.set_result(Session(self._store, self._session_settings(), parent))
+            return
+        early, self._early = self._early, None
         try:
-            early, self._early = self._early, None
-            beginning = in_thread(lambda: Session(self._store, self._session_settings(), launched=early))
+            in_thread(lambda: Session(self._store, self._session_settings(), launched=early), beginning)
         except RuntimeError as error:  # from Python 3.12 on
             raise UsageError(
                 f"{self._store.url} cannot be opened now that the program ends: {error}.",
                 hint="Open it, by any call, before the main thread ends.",
                 kind="closed",
             ) from error
-        try:
-            yield Wait(beginning, shielded=True)
-        except BaseException:
-            beginning.add_callback(lambda: None if beginning.error else beginning.get().discard())
-            raise
-        return beginning.get()
+        yield Wait(beginning, shielded=True)
 
     def _session_settings(self) -> SessionSettings:
         settings = self._settings

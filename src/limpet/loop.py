@@ -150,9 +150,13 @@ def on_worker(workers: Workers, function: Callable[[], T]) -> Completion[T]:
     return completion
 
 
-def in_thread(function: Callable[[], T]) -> Completion[T]:
-    """Run ``function()`` on a thread of its own; for what would stall the caller's loop before there are any workers."""
-    completion: Completion[T] = Completion()
+def in_thread(function: Callable[[], T], completion: Completion[T]) -> None:
+    """Run ``function()`` on a thread of its own; for what would stall the caller's loop before there are any workers.
+
+    Args:
+        function: what to run.
+        completion: told what comes of it. The caller's own, so that it has it even if this is interrupted.
+    """
 
     def job() -> None:
         try:
@@ -161,7 +165,6 @@ def in_thread(function: Callable[[], T]) -> Completion[T]:
             completion.set_error(error)
 
     threading.Thread(target=job, name="limpet-open", daemon=True).start()
-    return completion
 
 
 def _closed(when: str = "") -> UsageError:
@@ -305,6 +308,9 @@ class ExitGuard:
         self._forgotten = False
         self._thread = threading.Thread(target=self._watch, name="limpet-guard", daemon=False)
         _guards.add(self)
+
+    def start(self) -> None:
+        """Begin to watch: once the owner has it in hand, who may be interrupted at any time."""
         self._thread.start()
 
     def release(self) -> None:
@@ -312,7 +318,8 @@ class ExitGuard:
         self._released.set()
         _guards.discard(self)
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            with contextlib.suppress(RuntimeError):  # never started
+                self._thread.join()
 
     def forget(self) -> None:
         """Nobody can write any more: drain now. Only a flag, since finalizers call this in the middle of anything."""

@@ -24,7 +24,7 @@ from limpet.events import Event, Hook, Opened, Retried, warn_gently
 from limpet.failpoints import reach
 from limpet.format.retention import Policy
 from limpet.loop import ExitGuard, Operation, Wait, drive, insist, on_worker
-from limpet.pending import Unseen
+from limpet.pending import Completion, Unseen
 from limpet.remote.launch import Launched
 from limpet.remote.link import Link
 from limpet.remote.messages import Place
@@ -105,6 +105,7 @@ class Session:
         self.entered: set[int] = set()
         self.writer: RunWriter | RemoteWriter
         self._locked = False
+        self._given_up = False
         self._guard: ExitGuard | None = None
 
     def open(self) -> Operation[None]:
@@ -115,28 +116,32 @@ class Session:
             FormatError: the place holds something else.
             StoreError: the store could not be used.
         """
-        opening = self.loop.call(self._open)
+        opening: Completion[None] | None = None
         try:
+            opening = self.loop.call(self._open)
             yield Wait(opening, shielded=True, interruptible=True)
             opening.get()
+            self.loop.call(self._serve)
+            if self._parent is not None:
+                self._parent._children.append(self)
+            else:
+                self._guard = ExitGuard(self._drain_at_exit, self._describe_lost)
+                self._guard.start()
         except GeneratorExit:
+            self._given_up = True
+            self.loop.call(self.store.close)  # it has told its threads to end, and let go of the lock, before it waits
             self._end_threads(_LATE_STOP_SECONDS)
             raise
         except BaseException:
-            if not opening.done():  # from the keyboard: the store does not answer, and nobody wants to wait for it
-                self._end_threads(_LATE_STOP_SECONDS)
-                self._unlock()
-                raise
+            # From the keyboard, if it goes on: the store may not answer, and nobody wants to wait for it.
+            self._given_up = opening is None or not opening.done()
+            patience = _LATE_STOP_SECONDS if self._given_up else _STOP_SECONDS
+            is_open = opening is not None and opening.done() and opening.error is None
             try:
-                yield from self._stop(_STOP_SECONDS) if opening.error is None else self._release(_STOP_SECONDS)
+                yield from self._stop(patience) if is_open else self._release(patience)
             finally:
                 self._end_threads(_LATE_STOP_SECONDS)
             raise
-        self.loop.call(self._serve)
-        if self._parent is not None:
-            self._parent._children.append(self)
-        else:
-            self._guard = ExitGuard(self._drain_at_exit, self._describe_lost)
 
     async def _open(self) -> None:
         if self.threads.link is not None:
@@ -149,6 +154,9 @@ class Session:
             )
         await self.store.prepare()
         self._locked = await take_writer_lock(self.store, settings.owner, takeover=settings.takeover)
+        if self._given_up:  # before it was there to be given back
+            self._unlock()
+            raise UsageError("the opening was given up.", kind="closed")
         await self._clear_spools()
         reach("open.locked")
         marker = await claim_root(self.store, settings.name, settings.timing)
@@ -309,8 +317,11 @@ class Session:
             self.store.release_writer_lock()
 
     def discard(self) -> None:
-        """End the threads of a session that was never opened."""
-        self._end_threads(_LATE_STOP_SECONDS)
+        """Nobody has it: end it, without anybody who waits. Idempotent."""
+        if self._guard is None:
+            self._end_threads(_LATE_STOP_SECONDS)
+        else:
+            self._guard.forget()
 
     def forget(self) -> None:
         """The face is gone: commit what was accepted, and end, without anybody who waits. Never blocks."""

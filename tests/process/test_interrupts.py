@@ -235,6 +235,56 @@ def test_a_call_that_was_interrupted_at_every_place_leaves_a_run_that_works(name
     assert sweep(name, 1) == []
 
 
+def opening_interrupted_at(n: int, folder: Path, how: str) -> tuple[bool, str]:
+    """Interrupt the call that opens a run; whether there was such a place, and what did not work afterwards."""
+    cp = Checkpointer(folder)
+    at = AtPlace(n, interrupt)
+    with contextlib.suppress(KeyboardInterrupt), at:
+        cp.write(state(1), step=1)
+    problems: list[str] = []
+
+    def work() -> None:
+        try:
+            if how == "again":
+                cp.write(state(2), step=2, durable=True)
+            cp.close()
+            with Checkpointer(folder) as other:
+                other.write(state(3), step=3, durable=True)
+        except LimpetError as error:
+            problems.append(repr(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(CLOSE_SECONDS)
+    if thread.is_alive():
+        problems.append("a later call hangs")
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("limpet")]
+    if left and not thread.is_alive():
+        problems.append(f"threads are left: {left}")
+    return at.passed >= n, f"{how}, place {n}, {at.where}: {'; '.join(problems)}" if problems else ""
+
+
+def openings(folder: Path, first: int, stride: int) -> list[str]:
+    found: list[str] = []
+    for how in ("again", "closed"):
+        n, reached = first, True
+        while reached:
+            reached, problem = opening_interrupted_at(n, folder / f"{how}-{n}", how)
+            found += [problem] if problem else []
+            n += stride
+    return found
+
+
+def test_an_opening_that_was_interrupted_anywhere_can_be_repeated_and_holds_no_lock(tmp_path):
+    assert openings(tmp_path / "run", 5, 23) == []
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_an_opening_that_was_interrupted_at_every_place_can_be_repeated_and_holds_no_lock(tmp_path):
+    assert openings(tmp_path / "run", 1, 1) == []
+
+
 # A signal handler, or a finalizer, that comes back.
 
 
