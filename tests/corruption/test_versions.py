@@ -38,7 +38,7 @@ def newer_live_record(shelf: Shelf) -> None:
 
 
 def newer_manifest(shelf: Shelf) -> None:
-    craft(shelf, NEWEST, lambda fields: fields.update(version=2, surprise={}))
+    craft(shelf, NEWEST, lambda fields: fields.update(version=3, surprise={}))
 
 
 def unknown_codec(shelf: Shelf) -> None:
