@@ -188,6 +188,7 @@ class EngineLoop:
         self._thread.start()
         self._ready.wait()
         self._ready.get()
+        self._thread_id = self._thread.ident
 
     def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> Completion[T]:
         """Run ``await function(*args)`` on the loop, from any thread; what comes of it arrives in the result."""
@@ -232,7 +233,7 @@ class EngineLoop:
                 hint="Open a Checkpointer or a Run of its own in the child.",
                 kind="forked",
             )
-        if threading.get_ident() == self._thread.ident:
+        if threading.get_ident() == self._thread_id:
             raise UsageError(
                 "called from limpet's own thread (a hook, or an event), which would wait for itself.",
                 hint="Hand the work to a thread or task of yours.",

@@ -225,9 +225,6 @@ class Writing(Holding):
         )
 
     def _stage(self, session: Session, save: Save, draft: Draft, lease: Lease, request: Request) -> Operation[None]:
-        def copy() -> None:
-            self._copy(session, save, draft, lease)
-
         if request.window is not None:
             yield from self._stage_in_parts(session, save, draft, lease, request)
         elif request.need is not None:
@@ -245,13 +242,13 @@ class Writing(Holding):
                 copying.hurry()
         elif request.off_thread and draft.plan.slot_bytes > HELD_BYTES_MAX:
             draft.detach_small()
-            copied = on_worker(session.threads.urgent, copy)
+            copied = on_worker(session.threads.urgent, lambda: self._copy(session, save, draft, lease))
             yield from _aside(session, Wait(copied, shielded=True), request)
             save.handle._seen = copied.error is not None
             copied.get()
         else:
             try:
-                copy()
+                self._copy(session, save, draft, lease)
             except BaseException as error:
                 # What an interrupted write had already replaced was accepted: that loss is still to be told.
                 told = isinstance(error, Exception) or not save.replaced_steps
@@ -275,7 +272,7 @@ class Writing(Holding):
     def _copy(self, session: Session, save: Save, draft: Draft, lease: Lease) -> None:
         """Copy the state, and hand it to the engine; on any thread."""
         interruption: BaseException | None = None
-        if not session.queue.take_copy(save):
+        if save.copying is not None and not session.queue.take_copy(save):
             return  # it was copied lazily, and handed over or replaced, before the interruption of the call came here
         try:
             if not save.claim_copy():

@@ -64,7 +64,7 @@ class SaveQueue:
                 raise
         for older in claimed:
             older.release()
-        if any(older in staging for older in claimed):
+        if staging and any(older in staging for older in claimed):
             self._wake(False)  # one that came later may have waited for the copy
         return lease
 
@@ -300,5 +300,7 @@ class SaveQueue:
         many quick saves would ever be written.
         """
         copied = [save for save in self._staging if save.copying is not None] if self._pool.count > 1 else []
+        if not copied:  # what waits is in order
+            return [save for save in reversed(self._waiting) if save.supersedable]
         found = [save for save in (*self._waiting, *copied) if save.supersedable]
         return sorted(found, key=lambda save: save.place, reverse=True)

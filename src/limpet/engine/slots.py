@@ -121,6 +121,8 @@ class Lease:
         if self._kept:
             self._pool._give_up(self)
             return
+        if self._released:  # most often it ended when a newer save took its place
+            return
         with self._pool._lock:
             if self._released:
                 return

@@ -288,6 +288,8 @@ class Copier:
         return now, later
 
     def _copy_pieces(self, pieces: deque[Piece]) -> None:
+        if not pieces:
+            return
         total = sum(target.nbytes for target, _ in pieces)
         if self._alone or total < _PARALLEL_FROM_BYTES:
             _drain(pieces)
