@@ -123,6 +123,9 @@ class StreamedSnapshot(Snapshot):
         for waited_for in (*self._copied, *self._written):
             waited_for.set_result(None)
 
+    def keep(self) -> None:
+        """See ``Snapshot.keep``: there is never a whole one."""
+
     def release(self, *, lent: bool = False) -> None:
         """Give memory and spooled files back, once the copy under way has stopped between two pieces. Idempotent."""
         self.break_off(LimpetError("the save has ended.", kind="interrupted"))
