@@ -121,7 +121,7 @@ class Lease:
         if self._kept:
             self._pool._give_up(self)
             return
-        if self._released:  # most often it ended when a newer save took its place
+        if not self.is_held:  # most often it ended when a newer save took its place
             return
         with self._pool._lock:
             if self._released:

@@ -123,7 +123,7 @@ class StreamedSnapshot(Snapshot):
         for waited_for in (*self._copied, *self._written):
             waited_for.set_result(None)
 
-    def keep(self) -> None:
+    def keep(self, *, lent: bool = False) -> None:
         """See ``Snapshot.keep``: there is never a whole one."""
 
     def release(self, *, lent: bool = False) -> None:
