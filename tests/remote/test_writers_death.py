@@ -181,6 +181,21 @@ def test_close_beside_a_writer_that_does_not_answer_ends_at_its_deadline(tmp_pat
         pending.result()
 
 
+def test_saves_that_gave_way_before_the_process_heard_of_them_take_no_memory(tmp_path):
+    cp = Checkpointer(tmp_path / "run", engine="process")
+    cp.write(0, step=0, durable=True)
+    pid = writer_of(cp)
+    os.kill(pid, signal.SIGSTOP)
+    for step in range(1, 3000):  # each of them 40 KB, far more than the socket takes
+        cp.write(os.urandom(64) * 625, step=step)
+    channel = cp._open_session.threads.link._channel
+    assert sum(len(packet.body) for packet in channel._outbox) < 1 << 20
+    os.kill(pid, signal.SIGCONT)
+    cp.close()
+    with limpet.open(tmp_path / "run") as run:
+        assert run.checkpoints()[-1].step == 2999
+
+
 @pytest.mark.parametrize(
     ("url", "settings"),
     [("memory://here", {}), ("s3://bucket/run", {"storage": {"credential_provider": lambda: None}})],

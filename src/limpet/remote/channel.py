@@ -99,6 +99,15 @@ class Channel:
                 self._sending = False
         return True
 
+    def take_back(self, packet: Packet) -> bool:
+        """Do not send ``packet`` after all; ``False`` if it has left, or is about to."""
+        with self._lock:
+            if self._sending or packet not in self._outbox:
+                return False
+            self._outbox.remove(packet)
+        packet.close()
+        return True
+
     def flush_within(self, seconds: float) -> bool:
         """``flush``, waiting for so long; whether nothing is left."""
         while not self.flush():

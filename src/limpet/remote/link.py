@@ -81,7 +81,7 @@ class Link:
 
     # What is said.
 
-    def send(self, message: said.FromTrainer, fds: tuple[int, ...] = ()) -> None:
+    def send(self, message: said.FromTrainer, fds: tuple[int, ...] = ()) -> Packet:
         """Send a message, from any thread; with copies of ``fds``, whose owners may close them meanwhile.
 
         What a dead process did not get, the next one is told.
@@ -89,7 +89,13 @@ class Link:
         Raises:
             OSError: this process may not open so many files.
         """
-        self._channel.send(Packet(said.encode(message), [os.dup(fd) for fd in fds]))
+        packet = Packet(said.encode(message), [os.dup(fd) for fd in fds])
+        self._channel.send(packet)
+        return packet
+
+    def take_back(self, packet: Packet) -> bool:
+        """See ``Channel.take_back``."""
+        return self._channel.take_back(packet)
 
     def show(self, memory: SharedMemory) -> None:
         """Hand a slot over, unless the process has it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -20,7 +20,6 @@ from limpet.engine.pacing import Pacer
 from limpet.engine.queue import SaveQueue
 from limpet.engine.reader import Reader
 from limpet.engine.save import Save
-from limpet.engine.slots import Lease
 from limpet.engine.staging import Snapshot
 from limpet.engine.writer import WriterSettings
 from limpet.errors import NotFoundError, StoreError
@@ -32,6 +31,7 @@ from limpet.pending import Phase
 from limpet.remote import messages as said
 from limpet.remote.link import Link
 from limpet.remote.memory import SharedMemory
+from limpet.remote.told import Told
 from limpet.stores.base import Store
 from limpet.types import CheckpointInfo, Receipt, Swept
 from limpet.workers import Workers
@@ -39,29 +39,6 @@ from limpet.workers import Workers
 __all__ = ["RemoteWriter"]
 
 _encode_node = msgspec.json.Encoder().encode
-
-
-@dataclass(slots=True, eq=False)
-class _Told:
-    """A save that the process knows of.
-
-    Attributes:
-        lease: of its memory; once that has ended, a save that was not started is withdrawn.
-        nonces: of records that may have been created for it.
-        lent: somebody over there may read from its memory to the end of that process.
-    """
-
-    number: int
-    save: Save
-    lease: ref[Lease]
-    started: bool = False
-    nonces: list[str] = field(default_factory=list)
-    lent: bool = False
-
-    @property
-    def is_withdrawn(self) -> bool:
-        lease = self.lease()
-        return not self.started and (lease is None or not lease.is_held)
 
 
 @dataclass(slots=True)
@@ -122,7 +99,7 @@ class RemoteWriter:
             start=self._start,
         )
         self._stopped = asyncio.Event()
-        self._told: dict[int, _Told] = {}
+        self._told: dict[int, Told] = {}
         self._numbers: dict[Save, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -224,15 +201,15 @@ class RemoteWriter:
             if number is None:
                 number = self._link.next_save()
                 self._numbers[save] = number
-                self._told[number] = _Told(number, save, ref(snapshot.lease))
+                self._told[number] = Told(number, save, ref(snapshot.lease))
             self._send(self._told[number], snapshot)
             self._withdraw()
 
-    def _send(self, told: _Told, snapshot: Snapshot) -> None:
+    def _send(self, told: Told, snapshot: Snapshot) -> None:
         # While it is held: a newer save may be about to take its memory, and must not find it marked as the older one's.
         snapshot.lease.while_held(lambda: self._send_held(told, snapshot))
 
-    def _send_held(self, told: _Told, snapshot: Snapshot) -> None:
+    def _send_held(self, told: Told, snapshot: Snapshot) -> None:
         lease, save, plan = snapshot.lease, told.save, snapshot.plan
         mapping = lease.mapping
         shared = mapping if isinstance(mapping, SharedMemory) else None
@@ -262,15 +239,16 @@ class RemoteWriter:
             folders=[path for path, _ in spooled],
             nonces=told.nonces,
         )
-        self._link.send(message, tuple(fd for _, fd in spooled))
+        told.packet = self._link.send(message, tuple(fd for _, fd in spooled))
 
     def _withdraw(self) -> None:
-        """Tell which saves gave way to newer ones."""
-        numbers = [number for number, told in self._told.items() if told.is_withdrawn]
-        for number in numbers:
-            del self._numbers[self._told.pop(number).save]
-        if numbers:
-            self._link.send(said.Withdraw(self.run, numbers))
+        """Tell which saves gave way to newer ones; of one that was not told of yet, nothing is."""
+        withdrawn = [told for told in self._told.values() if told.is_withdrawn]
+        for told in withdrawn:
+            del self._told[told.number], self._numbers[told.save]
+        known = [told.number for told in withdrawn if told.packet is None or not self._link.take_back(told.packet)]
+        if known:
+            self._link.send(said.Withdraw(self.run, known))
 
     def tell_again(self) -> None:
         """A new process: tell of everything that has not ended."""
@@ -316,7 +294,7 @@ class RemoteWriter:
                 if told is not None:
                     self._take_of_save(told, message)
 
-    def _take_of_save(self, told: _Told, message: said.Intent | said.Released | said.Ended) -> None:
+    def _take_of_save(self, told: Told, message: said.Intent | said.Released | said.Ended) -> None:
         save = told.save
         match message:
             case said.Intent():
