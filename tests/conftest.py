@@ -43,6 +43,12 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end: no collection, and no look for leaks, needs to go through it again."""
+    gc.collect()
+    gc.freeze()
+
+
 def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("limpet")}
 
