@@ -266,10 +266,10 @@ class Holding(Reading):
         raise error
 
     def _close(self, timeout: float | None) -> Operation[None]:
-        session = yield from self._begin_close()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        session = yield from self._begin_close(deadline)
         if session is None:
             return
-        deadline = None if timeout is None else time.monotonic() + timeout
         problems: list[BaseException] = []
         for child in self._children:
             problems += yield from _outcome(child._close(_left(deadline)))
@@ -288,7 +288,7 @@ class Holding(Reading):
             problems.append(interruption)
         _raise_first(problems + _failures(session))
 
-    def _begin_close(self) -> Operation[Session | None]:
+    def _begin_close(self, deadline: float | None) -> Operation[Session | None]:
         """Refuse every call from now on; the session to close, if there is one."""
         while True:
             if os.getpid() != self._pid:  # threads and store are the parent process's
@@ -308,7 +308,14 @@ class Holding(Reading):
                     if self._early is not None:
                         self._early.end(0.0)
                     return self._session
-            yield Wait(opened, shielded=True)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise StoreError(
+                    f"{self._store.url}: not closed: another call was still opening the run at the deadline of close().",
+                    hint="Close it again once that call has ended.",
+                    kind="late",
+                )
+            left = _LOOK_AGAIN_SECONDS if deadline is None else min(_LOOK_AGAIN_SECONDS, _left(deadline) or 0.0)
+            yield Wait(opened, timeout_seconds=left, shielded=True)
 
     def _late(self, lost: list[str]) -> StoreError:
         hanging = still_at_work()

@@ -21,6 +21,7 @@ from limpet.pending import Completion, PendingWrite, check_may_block
 
 __all__ = ["LazySaves", "Mutating", "Need", "Spans"]
 
+_LOOK_AGAIN_SECONDS = 0.5
 Spans = Callable[[], Iterable[tuple[int, int]]]
 """Runs of memory, each from one address up to another."""
 
@@ -30,16 +31,23 @@ class Need:
 
     Attributes:
         over: settles when the state may change.
-        handle: of the save, once there is one.
+        handle: of the save, once it was admitted.
         wanted: somebody waits for it.
+        returned: the call has ended, well or not.
     """
 
-    __slots__ = ("handle", "over", "wanted")
+    __slots__ = ("handle", "over", "returned", "wanted")
 
     def __init__(self) -> None:
         self.over: Completion[None] = Completion()
         self.handle: PendingWrite | None = None
         self.wanted = False
+        self.returned = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the state may change, also if an interrupt kept the call from telling that."""
+        return self.over.done() or (self.returned and (self.handle is None or self.handle._staged.done()))
 
     def hurry(self) -> None:
         """Somebody waits for it: copy at full speed."""
@@ -62,25 +70,23 @@ class LazySaves:
         self._volatile: dict[Spans, None] = {}
         self._pid = os.getpid()
 
-    def enter(self) -> Need:
-        """A lazy write begins.
+    def enter(self, need: Need) -> None:
+        """A lazy write begins; to be followed by ``leave`` in any case.
 
         Raises:
             UsageError: the state is being changed.
         """
-        need = Need()
         for saves in self._line:
             saves._needs[need] = None
         if any(saves._bodies for saves in self._line):
-            self._leave(need)
             raise UsageError(
                 "a lazy write inside mutating(): the state changes while it would be copied.",
                 hint="Write after the block, or without lazy=True.",
             )
-        return need
 
     def leave(self, need: Need) -> None:
         """Its call has ended, well or not: the state is needed until it was staged, if it is to be staged at all."""
+        need.returned = True
         if need.handle is None:
             self._leave(need)
         else:
@@ -101,7 +107,9 @@ class LazySaves:
         for need in needs:
             need.hurry()
         for need in needs:
-            yield Wait(need.over)
+            while not need.is_over:
+                yield Wait(need.over, timeout_seconds=_LOOK_AGAIN_SECONDS)
+            self._leave(need)
 
     def add_volatile(self, spans: Spans) -> Callable[[], None]:
         """Let each lazy write copy in its call what lies in ``spans()``; returns what ends that."""

@@ -23,7 +23,16 @@ from weakref import WeakSet
 
 from limpet.errors import UsageError
 
-__all__ = ["LOWEST_NICE", "STEADY_NICE", "Workers", "lower_priority", "reentrant", "refuse_reentry", "still_at_work"]
+__all__ = [
+    "LOWEST_NICE",
+    "STEADY_NICE",
+    "Workers",
+    "lower_priority",
+    "reentrant",
+    "refuse_reentry",
+    "still_at_work",
+    "to_its_end",
+]
 
 T = TypeVar("T")
 LOWEST_NICE = 19
@@ -73,6 +82,21 @@ def reentrant() -> UsageError:
         hint="Only set a flag there, and write in the loop.",
         kind="reentrant",
     )
+
+
+def to_its_end(do: Callable[[], None]) -> None:
+    """Run ``do()``, which may be repeated, until nothing has interrupted it; then raise what did."""
+    interruption: BaseException | None = None
+    while True:
+        try:
+            do()
+            break
+        except Exception:
+            raise
+        except BaseException as error:  # from the keyboard, or a signal's handler that ends the program
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 def still_at_work() -> list[str]:

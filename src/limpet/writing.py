@@ -91,10 +91,12 @@ class Writing(Holding):
         return save.handle
 
     def _write_lazily(self, state: Any, request: Request) -> Operation[PendingWrite]:
-        need = request.need = self._lazies.enter()
+        need = request.need = Need()
         try:
+            self._lazies.enter(need)
             return (yield from self._write(state, request))
         finally:
+            need.returned = True  # first: nothing can interrupt that
             self._lazies.leave(need)
 
     def _accept(self, session: Session, save: Save, draft: Draft, request: Request) -> Operation[bool]:
@@ -112,6 +114,8 @@ class Writing(Holding):
             draft.discard()
             return False
         try:
+            if request.need is not None:
+                request.need.handle = save.handle
             self._throttle.accepted(draft.plan.raw_bytes)
             session.unseen.watch(save.handle)
             yield from self._stage(session, save, draft, lease, request)
@@ -183,8 +187,6 @@ class Writing(Holding):
         save.supersedable = not (request.pin or request.durable or self._kept_for_its_own_sake(session, save, draft))
         save.paced = save.supersedable and self._settings.on_busy != "wait"
         save.urgent = request.durable
-        if request.need is not None:
-            request.need.handle = save.handle
         return save
 
     def _kept_for_its_own_sake(self, session: Session, save: Save, draft: Draft) -> bool:

@@ -674,6 +674,22 @@ def test_five_failures_in_a_row_are_raised_although_warnings_were_asked_for():
     cp.close()
 
 
+def test_close_ends_at_its_deadline_while_another_thread_still_opens_the_run():
+    store = Gated()
+    held = store.hold("list")
+    cp = checkpointer_over(store)
+    opening = threading.Thread(target=cp.write, args=(1,))
+    opening.start()
+    held.wait_until_reached()
+    with pytest.raises(StoreError, match="still opening") as raised:
+        cp.close(timeout=0.05)
+    assert raised.value.kind == "late"
+    held.release()
+    opening.join()
+    cp.close()
+    assert opening.is_alive() is False
+
+
 def test_the_exception_of_the_body_is_not_masked_by_close():
     """S7: it carries a note of what closing met."""
     with pytest.raises(ZeroDivisionError) as caught:

@@ -21,6 +21,7 @@ from limpet import Checkpointer, FencedError, Files, Last, StoreError, UsageErro
 from limpet.engine import cutting, staging
 from limpet.engine.staging import Copier
 from limpet.engine.timing import Timing
+from limpet.pending import Completion
 
 MIB = 1 << 20
 LIMIT = 16 * MIB
@@ -311,6 +312,30 @@ def test_an_interrupt_from_the_keyboard_gives_the_save_up(segment):
         assert segment >= SEGMENTS - 2 or steps(cp) == [0]
         if steps(cp) == [0]:
             assert_usable(cp, store)
+
+
+def test_a_second_interrupt_while_the_save_is_given_up_changes_nothing(monkeypatch):
+    settle = Completion.set_result
+    strikes = [KeyboardInterrupt]
+
+    def struck(self, result):
+        if strikes and sys._getframe(1).f_code.co_name == "wake_both":
+            raise strikes.pop()
+        return settle(self, result)
+
+    store = Gated()
+    with streaming(store) as cp:
+        cp.write(b"before", step=0, durable=True)
+        held = hold_pack(store, 1)
+        monkeypatch.setattr(Completion, "set_result", struck)
+        strike = interrupt_when(held.wait_until_reached)
+        with pytest.raises(KeyboardInterrupt):
+            cp.write(large(), step=1)
+        strike.join()
+        held.release()
+        assert not strikes
+        assert_usable(cp, store)
+        assert steps(cp)[0] == 0
 
 
 @EVERY_SEGMENT

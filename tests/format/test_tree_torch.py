@@ -163,11 +163,19 @@ def test_a_tensor_without_plain_values_is_refused_by_path(trip, make, reason):
         trip({"m": {"w": make()}})
 
 
-def test_a_freed_storage_is_refused(trip):
-    tensor = torch.ones(4)
+@pytest.mark.parametrize("shown", ["as it is", "conjugated", "negated"])
+def test_a_freed_storage_is_refused(trip, shown):
+    tensor = torch.ones(3_000_000, dtype=torch.complex64)
+    tensor = {"as it is": tensor, "conjugated": tensor.conj(), "negated": torch._neg_view(tensor.real)}[shown]
     tensor.untyped_storage().resize_(0)
     with pytest.raises(UnsupportedLeafError, match="storage was freed"):
         trip([tensor])
+
+
+def test_tensors_come_back_to_the_cpu_whatever_the_default_device_is(trip):
+    with torch.device("meta"):
+        found = trip({"w": torch.ones(2, device="cpu"), "one": torch.tensor(1.0, device="cpu")})
+    assert {name: tensor.device.type for name, tensor in found.items()} == {"w": "cpu", "one": "cpu"}
 
 
 def test_reading_tensors_without_torch_says_what_to_do(trip, monkeypatch):

@@ -159,6 +159,8 @@ def following(cp: Checkpointer, told: list[str] | None = None) -> str:
     problems: list[str] = []
 
     def work() -> None:
+        with cp.mutating():  # whatever became of a lazy one
+            pass
         for step in (2, 3, 4):
             try:
                 cp.write(state(step), step=step, pin=True)
@@ -222,7 +224,7 @@ def sweep(name: str, stride: int) -> list[str]:
 
 
 @pytest.mark.leaks(reason="an interrupt may leave a lease behind")
-@pytest.mark.parametrize("name", ["write", "durable"])
+@pytest.mark.parametrize("name", ["write", "durable", "lazy"])
 def test_a_call_that_was_interrupted_anywhere_leaves_a_run_that_works(name):
     assert sweep(name, 17) == []
 

@@ -12,6 +12,7 @@ from limpet.engine.slots import Lease
 from limpet.engine.staging import Draft, Snapshot
 from limpet.events import Event, Staged
 from limpet.failpoints import reach
+from limpet.workers import to_its_end
 
 __all__ = ["abandon", "hand_over_when_copied", "set_staged"]
 
@@ -29,10 +30,14 @@ def set_staged(save: Save, draft: Draft, lease: Lease) -> None:
 def abandon(queue: SaveQueue, save: Save, draft: Draft, lease: Lease, error: BaseException) -> None:
     """Take back a save that was admitted and not pushed; one that was pushed goes on."""
     error = interrupted(error)
-    save.handle._staged.set_error(error)
-    if queue.abandon(save, error):
-        lease.release()
-        draft.discard()
+
+    def end() -> None:
+        save.handle._staged.set_error(error)
+        if queue.abandon(save, error):
+            lease.release()
+            draft.discard()
+
+    to_its_end(end)
 
 
 def hand_over_when_copied(

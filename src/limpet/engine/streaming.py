@@ -21,6 +21,7 @@ from limpet.engine.staging import Copier, Draft, Snapshot
 from limpet.errors import LimpetError
 from limpet.format.segments import Segment
 from limpet.pending import Completion, Phase
+from limpet.workers import to_its_end
 
 __all__ = ["StreamedSnapshot", "give_up"]
 
@@ -118,10 +119,14 @@ class StreamedSnapshot(Snapshot):
 
     def break_off(self, error: BaseException) -> None:
         """Nothing more is copied, and ``error`` ends the upload if it has not ended. Idempotent; never blocks."""
-        with self._changed:
-            self._broken = self._broken or error
-        for waited_for in (*self._copied, *self._written):
-            waited_for.set_result(None)
+
+        def wake_both() -> None:
+            with self._changed:
+                self._broken = self._broken or error
+            for waited_for in (*self._copied, *self._written):
+                waited_for.set_result(None)
+
+        to_its_end(wake_both)
 
     def keep(self, *, lent: bool = False) -> None:
         """See ``Snapshot.keep``: there is never a whole one."""
@@ -140,13 +145,17 @@ class StreamedSnapshot(Snapshot):
 def give_up(queue: SaveQueue, save: Save, draft: Draft, lease: Lease, error: BaseException) -> None:
     """The staging of an admitted save ended with ``error``, at whatever segment: nothing of it becomes visible."""
     error = interrupted(error)
-    if isinstance(save.snapshot, StreamedSnapshot):
-        save.snapshot.break_off(error)
-    if save.handle.phase == Phase.STAGING:
-        abandon(queue, save, draft, lease, error)
-    else:  # its upload ends it
-        save.handle._staged.set_error(error)
-        queue.leave(save)
+
+    def end() -> None:
+        if isinstance(save.snapshot, StreamedSnapshot):
+            save.snapshot.break_off(error)
+        if save.handle.phase == Phase.STAGING:
+            abandon(queue, save, draft, lease, error)
+        else:  # its upload ends it
+            save.handle._staged.set_error(error)
+            queue.leave(save)
+
+    to_its_end(end)
 
 
 _SETTLED: Completion[None] = Completion()

@@ -43,7 +43,7 @@ def fresh_tensor(nbytes: int) -> Any:
     """
     torch = sys.modules["torch"]
     try:
-        tensor = torch.empty(nbytes, dtype=torch.uint8)
+        tensor = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     except RuntimeError as error:  # torch's own allocator, where there is no memory
         raise MemoryError from error
     if nbytes >= _BIG_BYTES:

@@ -187,11 +187,11 @@ class KnownTensors:
         tensors = [leaves[position] for position in self._others]
         if not all(map(_has_storage, tensors)):
             return False
-        if any(tensor.untyped_storage().data_ptr() in seen for tensor in tensors):
-            return False
         try:
+            if any(tensor.untyped_storage().data_ptr() in seen for tensor in tensors):
+                return False
             flat, nodes = self._encode(tensors)
-        except Refused:
+        except (Refused, RuntimeError):  # torch's own: the whole walk says what it is
             return False
         if nodes != self._nodes or _kinds(flat) != self._kinds:
             return False

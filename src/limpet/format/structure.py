@@ -205,7 +205,7 @@ def learn(state: object, node: Node, buffers: Sequence[Buffer], fresh: Callable[
     learner = _Learner(Structure(fresh), buffers)
     try:
         return learner.learn(state, node)
-    except (Unknown, Refused):
+    except (Unknown, Refused, RuntimeError):  # the last: of a tensor that torch itself cannot look at
         return None
 
 

@@ -19,6 +19,7 @@ from limpet.format.fresh import fresh_tensor
 from limpet.format.nodes import MISSING, Node, Refused, corrupt, integer, items, shape_of, text
 from limpet.format.paths import place
 from limpet.format.plan import Build, Bytes, Plan, describe
+from limpet.format.torch_storage import check_storage, extent
 
 __all__ = [
     "encode_tensor",
@@ -96,21 +97,17 @@ def encode_tensor(value: Any, flat: Flattening) -> Node:
     dtype = _checked_dtype(torch, value)
     flags = (_REQUIRES_GRAD if value.requires_grad else 0) | (_PARAMETER if type(value) is torch.nn.Parameter else 0)
     tensor = value.detach() if value.requires_grad else value
+    check_storage(tensor)
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    shape, count, size = list(tensor.shape), tensor.numel(), tensor.element_size()
+    shape, count = list(tensor.shape), tensor.numel()
     node = ["torch", dtype, shape, None, 0, 0, flags]
     if count == 0:
         node[5] = flat.add(Buffer(b"", 0, True))
         return node
-    contiguous = tensor.is_contiguous()
-    reach = count if contiguous else 1 + sum((d - 1) * s for d, s in zip(shape, tensor.stride(), strict=True))
-    start = tensor.storage_offset() * size
-    storage = tensor.untyped_storage()
-    if storage.nbytes() < start + reach * size:
-        raise Refused("is a tensor whose storage was freed", "Save it while its parameters are gathered.", final=True)
-    key = (tensor.get_device(), storage.data_ptr())
-    flat.tensors.append(_Stored(tensor, node, start, start + reach * size, contiguous, key))
+    start, end = extent(tensor)
+    key = (tensor.get_device(), tensor.untyped_storage().data_ptr())
+    flat.tensors.append(_Stored(tensor, node, start, end, tensor.is_contiguous(), key))
     return node
 
 
@@ -333,8 +330,8 @@ class _StorageTarget:
         torch = sys.modules["torch"]
         offset = member.offset // member.dtype.itemsize
         if math.prod(member.shape) == 0:
-            return torch.empty(member.shape, dtype=member.dtype)
-        return torch.empty(0, dtype=member.dtype).set_(
+            return torch.empty(member.shape, dtype=member.dtype, device="cpu")
+        return torch.empty(0, dtype=member.dtype, device="cpu").set_(
             self.run.untyped_storage(),
             self.run.storage_offset() // member.dtype.itemsize + offset,
             member.shape,
