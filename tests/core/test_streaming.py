@@ -19,6 +19,8 @@ from tests.support import PATIENCE_SECONDS, Gated, checkpointer_over, down, nois
 
 from limpet import Checkpointer, FencedError, Files, Last, StoreError, UsageError
 from limpet.engine import cutting, staging
+from limpet.engine.memory import MemoryBudget
+from limpet.engine.slots import SlotPool
 from limpet.engine.staging import Copier
 from limpet.engine.timing import Timing
 from limpet.pending import Completion
@@ -234,6 +236,14 @@ def test_what_was_streamed_is_no_base_of_differences_and_has_none():
             cp.write(state, step=step, durable=True)
         assert cp._session.writer._last.differences({}) is None
         assert np.array_equal(cp.read(), state)
+
+
+def test_the_memory_of_a_window_is_not_taken_for_small_saves_which_would_leave_none_for_others():
+    pool = SlotPool(3, MemoryBudget(LIMIT))
+    pool.try_lease(LIMIT).release()
+    small = [pool.try_lease(LIMIT // 4) for _ in range(3)]
+    assert all(lease is not None for lease in small)
+    pool.close()
 
 
 def test_prewarm_makes_the_window():

@@ -324,8 +324,10 @@ class SlotPool:
     def _take(self, nbytes: int, returned: Sequence[_Slot]) -> _Slot | None:
         """The smallest slot that fits, of the free ones and those ``returned``, else a new one."""
         room = sum(slot.nbytes for slot in returned)
+        # One that takes more than its share of the memory, as a window does, would leave none for the others.
+        most = max(nbytes, self._budget.limit_bytes // self.count) if self.count else nbytes
         slot = min(
-            (slot for slot in (*self._free, *returned) if slot.nbytes >= nbytes),
+            (slot for slot in (*self._free, *returned) if nbytes <= slot.nbytes <= _whole_pages(most)),
             key=lambda slot: slot.nbytes,
             default=None,
         )
