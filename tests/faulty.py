@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,10 +156,10 @@ class Faulty:
         if fault.before is not None:
             async for _ in parts:
                 break  # the connection broke in the middle of the upload
-            raise fault.before
+            raise copy(fault.before)  # a new one each time: it takes what its frames hold along
         size = await self.store.put(key, _bent_parts(parts, fault), size_hint=size_hint)
         if fault.after is not None:
-            raise fault.after
+            raise copy(fault.after)  # a new one each time: it takes what its frames hold along
         return int(size)
 
     async def create(self, key: str, data: bytes) -> None:
@@ -178,12 +179,12 @@ class Faulty:
         fault = self._enter(operation, key)
         await fault.hold()
         if fault.before is not None:
-            raise fault.before
+            raise copy(fault.before)  # a new one each time: it takes what its frames hold along
         result = await call()
         if fault.duplicate:
             result = await call()
         if fault.after is not None:
-            raise fault.after
+            raise copy(fault.after)  # a new one each time: it takes what its frames hold along
         return fault.bent(result) if fault.short or fault.flip else result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -34,7 +35,9 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:limpet:RuntimeWarning")
 @pytest.mark.parametrize("on_busy", heavy_but(["skip"], ["skip", "supersede"]))
 def test_a_store_that_swallows_everything_never_holds_up_the_loop(s3: FaultyS3, on_busy: Any) -> None:
-    with write_at(s3, timing=SHORT, on_busy=on_busy, on_error="warn", storage={"timeout": 5}) as cp:
+    settings: dict[str, Any] = {"on_busy": on_busy, "on_error": "warn", "storage": {"timeout": 5}}
+    # A save that failed just before the end is told there: no matter here.
+    with contextlib.suppress(StoreError), write_at(s3, timing=SHORT, **settings) as cp:
         cp.write(state(0), step=0, durable=True)
         s3.script(act="hang")
         stalls = []
