@@ -17,6 +17,7 @@ import limpet
 from limpet import Checkpointer, Last, LimpetError, UsageError
 from limpet.engine import kept as kept_module
 from limpet.engine.index import Known
+from limpet.format import manifest as manifest_module
 from limpet.format.chunks import ChunkSource
 from limpet.format.manifest import Manifest, depth
 
@@ -255,6 +256,50 @@ def test_a_fenced_writer_keeps_nothing() -> None:
     with pytest.raises(LimpetError):
         cp.write(weights.step())
     cp.close()
+
+
+# What a manifest has room for: every link of every chain takes some.
+
+
+def small_manifests(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
+    monkeypatch.setattr(manifest_module, "MANIFEST_BYTES_MAX", most_bytes)
+
+
+@pytest.mark.parametrize("net_only", [False, True], ids=["the budget of links", "the net below it"])
+def test_chains_never_outgrow_the_manifest(monkeypatch: pytest.MonkeyPatch, net_only: bool) -> None:
+    """24 chunks of 8 deltas each are 192 links: twice what there is room for."""
+    small_manifests(monkeypatch, 20 << 10)
+    if net_only:
+        monkeypatch.setattr(kept_module, "bases_max", lambda: 1 << 30)
+    random = np.random.default_rng(1)
+    state = {f"l{i}": random.integers(0, 1 << 16, 4 << 15, dtype=np.uint16).view(np.int16) for i in range(24)}
+    with checkpointer_over(Gated(), delta=True) as cp:
+        receipts = []
+        for step in range(11):
+            for array in [*state.values()][:: 1 + step % 2]:
+                array += random.integers(-1, 2, array.size, dtype=np.int16)
+            receipts.append(cp.write(state, step=step).result())
+            assert_equal(cp.read(), state)
+        assert receipts[1].new_bytes < receipts[0].new_bytes / 3
+
+
+def test_a_save_makes_no_more_links_than_a_quarter_of_a_manifest_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_manifests(monkeypatch, 4 * 200 * 5)
+    weights = Weights(names=("a", "b", "c", "d"))
+    with checkpointer_over(Gated(), delta=True) as cp:
+        for _ in range(6):
+            cp.write(weights.step()).result()
+            assert sum(depths(cp)) <= 5 + 3  # what is tried at the same time
+        assert any(depths(cp))
+
+
+def test_a_state_with_too_many_leaves_is_refused_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Weights()
+    with checkpointer_over(Gated(), delta=True) as cp:
+        cp.write(weights.step()).result()
+        small_manifests(monkeypatch, 200)
+        with pytest.raises(UsageError, match="structure"):
+            cp.write(weights.step()).result()
 
 
 # What may not become a base.

@@ -18,7 +18,7 @@ from limpet.format.buffers import Buffer
 from limpet.format.choosing import DeltaChooser, delta_codec
 from limpet.format.chunks import ChunkSource, Plan
 from limpet.format.deltas import DELTAS, encode_delta
-from limpet.format.manifest import Manifest
+from limpet.format.manifest import Manifest, bases_max
 
 __all__ = ["Attempt", "Differences", "Kept", "KeptMemory", "LastCommitted"]
 
@@ -122,11 +122,14 @@ class Differences:
         self._ids = ids
         self._known = known
         self._chooser = chooser
+        self._links = {index: known[id_].depth for index, id_ in enumerate(ids) if id_ in known}
+        self._links_in_all = sum(self._links.values())
+        self._links_max = bases_max()
 
     def attempt(self, index: int, source: ChunkSource) -> Attempt | None:
         """How to try chunk ``index`` of the state; ``None``: in full."""
         codec = delta_codec(source.dtype)
-        if codec is None or not self._kept.matches(index, source):
+        if codec is None or self._links_in_all >= self._links_max or not self._kept.matches(index, source):
             return None
         base = self._known.get(self._ids[index])
         if base is None or base.raw_bytes != source.raw_bytes:
@@ -138,6 +141,16 @@ class Differences:
     def learn(self, index: int, *, paid: bool) -> None:
         """Take in what came of an attempt."""
         self._chooser.learn(index, paid=paid)
+
+    def stored(self, index: int, base: Known | None) -> None:
+        """Chunk ``index`` of the state is stored as its difference from ``base``, or in full.
+
+        A manifest names every link of every chain, and has room for so many: what the others are going to have is taken
+        to be what they had, until it is known.
+        """
+        links = 0 if base is None else base.depth + 1
+        self._links_in_all += links - self._links.get(index, 0)
+        self._links[index] = links
 
 
 class Keepable(Protocol):

@@ -105,6 +105,11 @@ class Places:
         return [PackUse(key, sizes[key]) for key in dict.fromkeys([*manifest.packs, at.key]) if key]
 
     @property
+    def has_bases(self) -> bool:
+        """Whether any of them is stored as a difference."""
+        return any(placed.base is not None for placed in self._placed)
+
+    @property
     def stored_bytes(self) -> int:
         """What all of them take in the store, those shared with other checkpoints and the bases included."""
         chunks: list[_Placed | Known] = [*self._placed, *self._links()]

@@ -25,7 +25,7 @@ from limpet.engine.places import Places
 from limpet.engine.save import Save
 from limpet.engine.staging import Snapshot
 from limpet.engine.timing import Timing
-from limpet.errors import LimpetError, StoreError
+from limpet.errors import LimpetError, StoreError, UsageError
 from limpet.failpoints import reach
 from limpet.format.choosing import CodecChooser
 from limpet.format.layout import PackName, pack_key
@@ -159,7 +159,20 @@ class Upload:
 
         Raises:
             StoreError: the store failed until the deadline.
+            UsageError: the state has too many leaves.
         """
+        try:
+            return await self._write()
+        except UsageError as error:
+            if error.kind != "too_many_leaves" or not self._places.has_bases or self._snapshot.parts > 1:
+                raise
+        # It may be the chains that take the room: a manifest names every link of them.
+        self._differences = None
+        self._known = {id_: known for id_, known in self._known.items() if known.base is None}
+        self._places, self._at = Places(), None
+        return await self._write()
+
+    async def _write(self) -> Uploaded:
         inline = await self._try_inline()
         if inline is not None:
             return inline

@@ -28,6 +28,7 @@ __all__ = [
     "BufferAt",
     "ChunkAt",
     "Manifest",
+    "bases_max",
     "decode_manifest",
     "depth",
     "encode_manifest",
@@ -40,6 +41,9 @@ _VERSION_MAX = 2
 _FULL_CODECS = {RAW, "zstd", *PLANES}
 _BUFFERS_MAX = 10_000_000
 _LEVEL = 3
+_BASE_BYTES = 200
+"""Of one entry of ``bases``, and its pair in ``deltas``, as JSON."""
+_BASES_SHARE = 4
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -163,6 +167,11 @@ def decode_manifest(stored: bytes | memoryview, digest: str) -> Manifest:
     _check_deltas(manifest)
     _check_buffers(manifest)
     return manifest
+
+
+def bases_max() -> int:
+    """So many bases take a quarter of the largest manifest: beside them the state's own chunks and its tree have room."""
+    return MANIFEST_BYTES_MAX // _BASES_SHARE // _BASE_BYTES
 
 
 def version_for(deltas: Iterable[tuple[int, int]]) -> int:
