@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import gc
+import inspect
+import sys
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 
 import numpy as np
+import pytest
 
 from limpet.engine.memory import MemoryBudget
 from limpet.engine.slots import Lease, SlotPool
@@ -140,6 +146,36 @@ def test_what_marks_the_memory_stays_until_the_kept_lease_ends() -> None:
     assert memory is not None
     memory.release()
     assert (before, ended) == ([], [True])
+
+
+def interrupted_in(function: str, line: int) -> Callable[..., object]:
+    """A trace that is a Ctrl-C once ``function`` comes to its ``line``."""
+
+    def trace(frame: FrameType, _event: str, _argument: object) -> Callable[..., object] | None:
+        def at(frame: FrameType, event: str, _argument: object) -> Callable[..., object]:
+            if event == "line" and frame.f_lineno == frame.f_code.co_firstlineno + line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return at
+
+        return at if frame.f_code.co_name == function else None
+
+    return trace
+
+
+@pytest.mark.parametrize("line", range(len(inspect.getsourcelines(MemoryBudget.reclaim)[0])))
+def test_a_kept_lease_can_be_ended_wherever_an_interrupt_comes(line: int) -> None:
+    budget = MemoryBudget(SIZE)
+    pool = pool_of(budget=budget)
+    memory = kept(pool)
+    sys.settrace(interrupted_in("reclaim", line))
+    try:
+        with suppress(KeyboardInterrupt):
+            pool_of(budget=budget).try_lease(SIZE).release()  # type: ignore[union-attr]
+    finally:
+        sys.settrace(None)
+    memory.release()
+    assert (memory.is_held, budget._leased_bytes) == (False, 0)
 
 
 def test_prewarming_maps_the_kept_slot_too() -> None:

@@ -54,7 +54,7 @@ class MemoryBudget:
             self._leased_bytes -= nbytes
 
     def keep(self, lease: object, nbytes: int, end: Callable[[], None]) -> None:
-        """``lease``, whose ``nbytes`` are taken already, is there only until ``reclaim`` ends it."""
+        """``lease``, whose ``nbytes`` are taken already, is there only until ``reclaim`` ends it, by ``end``: idempotent."""
         with self._lock:
             self._kept[lease] = _Kept(nbytes, end)
             self.ever_kept = True
@@ -74,10 +74,15 @@ class MemoryBudget:
         """
         with self._lock:
             refuse_reentry(self._lock)
-            kept, self._kept = self._kept, {}
-            self._leased_bytes -= sum(one.nbytes for one in kept.values())
-        for one in kept.values():
-            one.end()
+            kept = self._kept
+            left = self._leased_bytes - sum(one.nbytes for one in kept.values())
+            self._leased_bytes, self._kept = left, {}
+        try:
+            for one in kept.values():
+                one.end()
+        finally:  # also if an interrupt from the keyboard came: what counts no more may not go on
+            for one in kept.values():
+                one.end()
 
     def watch(self, freed: Callable[[], None]) -> None:
         """Call ``freed()`` whenever a pool has given memory back: another pool's callers may wait for it."""

@@ -306,8 +306,9 @@ class SlotPool:
         return kept
 
     def _give_up(self, lease: Lease) -> None:
-        if self._budget.forget(lease):
-            self._end_kept(lease)
+        counted = self._budget.forget(lease)
+        self._end_kept(lease)  # whether it counted or not: who reclaimed it may have been interrupted
+        if counted:
             self._budget.tell()
 
     def _end_kept(self, lease: Lease) -> None:
