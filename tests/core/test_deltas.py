@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -435,6 +437,23 @@ def test_a_slot_counts_while_its_mark_is_that_of_the_save() -> None:
     assert (slot.is_held, slot.borrow_if_held(0, 10)) == (False, None)
     del viewed, view
     pool.close()
+
+
+def test_what_can_be_nobody_s_base_is_not_kept(tmp_path: Path) -> None:
+    weights = Weights(names=("a",)).step()
+    blob = bytes(noise(1, 8 * SIZE))
+    with Checkpointer(tmp_path, delta=True) as cp:
+        before = sys.getrefcount(blob)
+        cp.write({"blob": blob} | weights).result()
+        gc.collect()
+        budget = cp._open_session.threads.budget
+        assert (sys.getrefcount(blob), 0 < budget._leased_bytes <= 2 << 20) == (before, True)
+
+
+def test_a_state_of_which_less_than_half_can_be_a_base_is_not_kept(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path, delta=True) as cp:
+        cp.write({"bytes": noise(1, 8 * SIZE)} | Weights(names=("a",)).step()).result()
+        assert cp._open_session.threads.budget._leased_bytes == 0
 
 
 # Deaths, and damage.

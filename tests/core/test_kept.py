@@ -115,6 +115,13 @@ def test_what_is_kept_beside_a_slot_counts_too() -> None:
     assert (too_much, counted, memory is not None and memory.is_held, len(leases)) == (None, 2 * SIZE, False, 1)
 
 
+def test_what_is_kept_beside_a_tiny_slot_never_passes_the_limit() -> None:
+    budget = MemoryBudget(SIZE)
+    lease = pool_of(budget=budget).try_lease(80)
+    assert lease is not None
+    assert (lease.keep(beside_bytes=2 * SIZE), budget._leased_bytes) == (None, 0)
+
+
 def test_a_closed_pool_keeps_nothing() -> None:
     pool = pool_of(2)
     before, other = kept(pool), leased(pool)

@@ -20,7 +20,7 @@ from limpet.format.chunks import ChunkSource, Plan
 from limpet.format.deltas import DELTAS, encode_delta
 from limpet.format.manifest import Manifest, bases_max
 
-__all__ = ["Attempt", "Differences", "Kept", "KeptMemory", "LastCommitted"]
+__all__ = ["Attempt", "Differences", "Kept", "KeptMemory", "LastCommitted", "base_buffers"]
 
 
 class KeptMemory(Protocol):
@@ -198,7 +198,7 @@ class LastCommitted:
             inline: it travels in its record, to which nothing can refer; what was kept before stays.
         """
         kept = None
-        if self._wanted and snapshot is not None and not inline and _has_words(snapshot.plan):
+        if self._wanted and snapshot is not None and not inline and _worth_keeping(snapshot.plan):
             kept = snapshot.keep()
         if kept is None:
             yield False
@@ -211,5 +211,13 @@ class LastCommitted:
         self._kept, self._ids = kept, [chunk.id for chunk in manifest.chunks]
 
 
-def _has_words(plan: Plan) -> bool:
-    return any(delta_codec(chunk.dtype) is not None for chunk in plan.chunks)
+def base_buffers(plan: Plan) -> set[int]:
+    """The buffers that stay where they are, and whose chunks can be bases."""
+    return {chunk.buffer for chunk in plan.chunks if chunk.buffer >= 0 and delta_codec(chunk.dtype) is not None}
+
+
+def _worth_keeping(plan: Plan) -> bool:
+    """Whether half of what would be kept, at least, can be a base."""
+    bases = sum(chunk.raw_bytes for chunk in plan.chunks if delta_codec(chunk.dtype) is not None)
+    useless = sum(chunk.raw_bytes for chunk in plan.chunks if chunk.buffer < 0 and delta_codec(chunk.dtype) is None)
+    return bases > 0 and bases >= useless

@@ -283,7 +283,8 @@ class SlotPool:
 
     def _keep(self, lease: Lease, beside_bytes: int, lent: bool) -> Lease | None:
         self.give_up_kept()
-        if beside_bytes and not self._budget.try_take(beside_bytes):
+        slot_bytes = 0 if lease._slot is None else lease._slot.nbytes
+        if not self.fits(slot_bytes + beside_bytes) or (beside_bytes and not self._budget.try_take(beside_bytes)):
             return None
         with self._lock:
             refuse_reentry(self._lock)
@@ -297,7 +298,6 @@ class SlotPool:
                 lease._end()
                 self._leased -= 1
                 lease._counted = False
-                slot_bytes = 0 if kept._slot is None else kept._slot.nbytes
                 self._budget.keep(kept, beside_bytes + slot_bytes, partial(self._end_kept, kept))
         if ended:
             self._budget.give_back(beside_bytes)
