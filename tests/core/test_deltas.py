@@ -360,8 +360,9 @@ class FakeMemory:
         self.content = content
         self.is_held = True
 
-    def borrow_if_held(self, offset: int, nbytes: int) -> np.ndarray | None:
-        return self.content[offset : offset + nbytes] if self.is_held else None
+    def copy_if_held(self, offset: int, out: np.ndarray) -> bool:
+        out[:] = self.content[offset : offset + out.size]
+        return self.is_held
 
     def release(self) -> None:
         self.is_held = False
@@ -389,19 +390,28 @@ def attempt_on(memory: FakeMemory) -> kept_module.Attempt:
     )
 
 
-def test_memory_that_is_taken_back_while_it_is_read_gives_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_taken_back_before_it_was_copied_gives_no_difference() -> None:
     memory = FakeMemory(noise(1, SIZE))
     attempt, raw = attempt_on(memory), memory.content.copy()
     assert attempt.encode(raw, 1, None)[0] is not None
+    memory.release()
+    assert attempt.encode(raw, 1, None) == (None, False)
+
+
+def test_memory_that_is_taken_back_while_it_is_compared_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = FakeMemory(noise(1, SIZE))
+    attempt, raw = attempt_on(memory), memory.content.copy()
+    expected = bytes(attempt.encode(raw, 1, None)[0] or b"")
 
     def taken(*args: Any, **options: Any) -> memoryview | None:
         memory.release()
+        memory.content[:] = 0
         return encode_delta(*args, **options)
 
     encode_delta: Callable[..., memoryview | None] = kept_module.encode_delta
     monkeypatch.setattr(kept_module, "encode_delta", taken)
-    assert attempt.encode(raw, 1, None) == (None, False)
-    assert attempt.encode(raw, 1, None) == (None, False)
+    difference, tried = attempt.encode(raw, 1, None)
+    assert (bytes(difference or b""), tried, expected != b"") == (expected, True, True)
 
 
 def test_memory_that_holds_something_else_than_the_base_gives_no_difference() -> None:
@@ -430,12 +440,11 @@ def test_a_slot_counts_while_its_mark_is_that_of_the_save() -> None:
     slot = KeptSlot(weakref.ref(viewed), 7)
     memory = lease.keep()
     assert memory is not None
-    view = slot.borrow_if_held(0, 10)
-    assert view is not None
-    assert (slot.is_held, view.tolist()) == (True, [5] * 10)
+    out = np.zeros(10, np.uint8)
+    assert (slot.is_held, slot.copy_if_held(0, out), out.tolist()) == (True, True, [5] * 10)
     memory.release()
-    assert (slot.is_held, slot.borrow_if_held(0, 10)) == (False, None)
-    del viewed, view
+    assert (slot.is_held, slot.copy_if_held(0, out)) == (False, False)
+    del viewed
     pool.close()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from limpet.engine.memory import MemoryBudget
-from limpet.engine.slots import Lease, SlotPool
+from limpet.engine.slots import Bytes8, Lease, SlotPool
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -85,13 +85,34 @@ def test_a_pool_keeps_one_lease_and_reuses_the_memory_of_the_one_before() -> Non
     assert (first.is_held, second.is_held, third.memory.ctypes.data) == (False, True, address)
 
 
-def test_memory_that_is_read_from_is_nobody_else_s() -> None:
-    pool = pool_of(2)
+def test_memory_that_is_taken_back_is_reused_at_once_whoever_reads_it() -> None:
+    pool = pool_of(1, limit_bytes=SIZE)
     before = kept(pool)
-    view = before.borrow_if_held(0, MIB)
-    leases = [leased(pool), leased(pool)]
-    assert view is not None
-    assert (before.is_held, before.borrow_if_held(0, MIB), view[0], len(leases)) == (False, None, 7, 2)
+    address = before.memory.ctypes.data
+    out = np.zeros(MIB, np.uint8)
+    found = before.copy_if_held(0, out), out[0]
+    after = leased(pool)
+    assert found == (True, 7)
+    assert (before.copy_if_held(0, out), after.memory.ctypes.data) == (False, address)
+
+
+def test_what_was_taken_back_in_the_middle_of_a_copy_was_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(1)
+    before, copyto = kept(pool), np.copyto
+
+    def interrupted(out: Bytes8, memory: Bytes8) -> None:
+        before.release()
+        copyto(out, memory)
+
+    monkeypatch.setattr(np, "copyto", interrupted)
+    assert not before.copy_if_held(0, np.zeros(MIB, np.uint8))
+
+
+def test_a_kept_lease_remembers_nobody_who_read_from_it() -> None:
+    before = kept(pool_of())
+    for _ in range(100):
+        before.copy_if_held(0, np.zeros(16, np.uint8))
+    assert before._borrowed == []
 
 
 def test_a_kept_lease_counts_until_it_ends() -> None:

@@ -17,10 +17,13 @@ from limpet.engine.slots import Bytes8
 from limpet.format.buffers import Buffer
 from limpet.format.choosing import DeltaChooser, delta_codec
 from limpet.format.chunks import ChunkSource, Plan
-from limpet.format.deltas import DELTAS, encode_delta
+from limpet.format.deltas import DELTAS, Scratch, encode_delta
 from limpet.format.manifest import Manifest, bases_max
 
 __all__ = ["Attempt", "Differences", "Kept", "KeptMemory", "LastCommitted", "base_buffers"]
+
+
+_scratch = Scratch()
 
 
 class KeptMemory(Protocol):
@@ -30,8 +33,8 @@ class KeptMemory(Protocol):
     def is_held(self) -> bool:
         """Whether it holds what was kept, and has done so all the time."""
 
-    def borrow_if_held(self, offset: int, nbytes: int, /) -> Bytes8 | None:
-        """A view of it, if it is held. What was read there is what was kept if it is held still afterwards."""
+    def copy_if_held(self, offset: int, out: Bytes8, /) -> bool:
+        """Fill ``out`` with what was kept from ``offset`` on, unless it is not held any more when that is done."""
 
     def release(self) -> None:
         """Give it back. Idempotent."""
@@ -59,17 +62,21 @@ class Kept:
         return (mine.raw_bytes, mine.dtype) == (source.raw_bytes, source.dtype)
 
     def read(self, index: int) -> Bytes8 | None:
-        """The bytes of a chunk; ``None`` if they are not kept (any more)."""
+        """The bytes of a chunk, until the same thread reads another; ``None`` if they are not kept (any more).
+
+        A copy where somebody may need the memory: who takes that back need not wait until it has been compared.
+        """
         chunk = self._chunks[index]
         if chunk.buffer < 0:
-            return self._memory.borrow_if_held(chunk.offset, chunk.raw_bytes)
+            out = _scratch.take(chunk.raw_bytes)
+            return out if self._memory.copy_if_held(chunk.offset, out) else None
         buffer = self._sources.get(chunk.buffer)
         flat = None if buffer is None else buffer.flat()
         return None if flat is None else flat[chunk.offset : chunk.offset + chunk.raw_bytes]
 
     @property
     def is_held(self) -> bool:
-        """Whether what was read until now was what was kept."""
+        """Whether it is kept still."""
         return self._memory.is_held
 
     def release(self) -> None:
@@ -100,9 +107,8 @@ class Attempt(NamedTuple):
             return None, False
         stored = encode_delta(raw, base, width=DELTAS[self.codec], level=level, out=out)
         fits = stored is not None and stored.nbytes <= self.most_bytes
-        # Afterwards: another snapshot may have been copied there meanwhile. And the difference from what has changed in
-        # memory could never be restored: a fifth of the time for certainty.
-        if not self.kept.is_held or (fits and blake3.blake3(base.data).hexdigest() != self.base.id):
+        # The difference from what has changed in memory could never be restored: a fifth of the time for certainty.
+        if fits and blake3.blake3(base.data).hexdigest() != self.base.id:
             return None, False
         return (stored if fits else None), True
 

@@ -97,10 +97,15 @@ class Lease:
         self._borrowed.append(weakref.ref(view))
         return view
 
-    def borrow_if_held(self, offset: int, nbytes: int) -> Bytes8 | None:
-        """The same, or ``None`` if it has ended; while the view lives, nobody is given the memory."""
-        with self._pool._lock:
-            return None if self._released else self.borrow(offset, nbytes)
+    def copy_if_held(self, offset: int, out: Bytes8) -> bool:
+        """Fill ``out`` with what is there from ``offset`` on; ``False`` if the lease ended before that was done.
+
+        Nobody waits for it: the memory may be somebody else's in the middle of the copy.
+        """
+        memory = self.memory
+        if not self._released:
+            np.copyto(out, memory[offset : offset + out.size])
+        return not self._released
 
     @property
     def is_held(self) -> bool:
