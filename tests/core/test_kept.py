@@ -212,6 +212,13 @@ def test_prewarming_maps_the_kept_slot_too() -> None:
     assert (len(pool._free), pool._budget._leased_bytes) == (3, 0)
 
 
+def test_prewarming_leaves_what_is_kept() -> None:
+    pool = pool_of(2)
+    before = kept(pool)
+    pool.prewarm(SIZE)
+    assert (before.is_held, len(pool._free)) == (True, 1)
+
+
 def test_a_kept_lease_that_is_forgotten_leaves_nothing_mapped() -> None:
     pool = pool_of()
     memory = kept(pool)

@@ -250,9 +250,9 @@ class SlotPool:
         return self._budget.limit_bytes
 
     def prewarm(self, nbytes: int) -> None:
-        """Map and touch memory for as many snapshots of ``nbytes`` as there are free leases and room."""
+        """Map and touch memory for as many snapshots of ``nbytes`` as there are free leases and room beside what is kept."""
         leases: list[Lease] = []
-        while (lease := self.try_lease(nbytes)) is not None:
+        while (lease := self._lease(nbytes, ())) is not None:
             leases.append(lease)
         spare = self._spare(nbytes) if self._keeps and nbytes > _TINY else None
         for slot in (spare, *(lease._slot for lease in leases)):
