@@ -178,6 +178,16 @@ def test_a_difference_that_is_no_smaller_is_not_stored_and_its_place_rests(
     assert len(tried) == 2  # the second save, and the eleventh
 
 
+def test_a_place_that_began_with_zeros_is_stored_as_a_difference_from_its_second_change_on(tmp_path: Path) -> None:
+    weights = Weights(names=("a",))
+    with Checkpointer(tmp_path, delta=True, compression="zstd") as cp:
+        found = []
+        for state in ({"a": np.zeros(SIZE, np.int16)}, weights.step(), weights.step()):
+            cp.write(state).result()
+            found += depths(cp)
+    assert found == [0, 0, 1]
+
+
 def test_an_inline_save_leaves_what_was_kept(tmp_path: Path) -> None:
     weights = Weights()
     with Checkpointer(tmp_path, delta=True) as cp:

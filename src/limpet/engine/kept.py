@@ -144,9 +144,10 @@ class Differences:
         most_bytes = self._chooser.most_bytes(index, base.depth, root.stored_bytes)
         return Attempt(codec, base, self._kept, index, most_bytes) if most_bytes else None
 
-    def learn(self, index: int, *, paid: bool) -> None:
+    def learn(self, index: int, attempt: Attempt, *, paid: bool) -> None:
         """Take in what came of an attempt."""
-        self._chooser.learn(index, paid=paid)
+        *_, root = attempt.base.chain
+        self._chooser.learn(index, paid=paid, raw_bytes=root.raw_bytes, full_bytes=root.stored_bytes)
 
     def stored(self, index: int, base: Known | None) -> None:
         """Chunk ``index`` of the state is stored as its difference from ``base``, or in full.
