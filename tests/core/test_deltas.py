@@ -93,7 +93,7 @@ def test_without_delta_nothing_is_kept_or_stored_as_a_difference(tmp_path: Path)
         for _ in range(3):
             cp.write(weights.step()).result()
         assert manifest_of(cp).version == 1
-        assert cp._open_session.pool._kept is None
+        assert not cp._open_session.pool.kept
 
 
 @ENGINES
@@ -239,8 +239,8 @@ def test_a_child_run_takes_the_room_of_what_its_parent_keeps() -> None:
         cp.write(weights.step()).result()
         child = cp.child("other")
         child.write(weights.step()).result()
-        assert cp._open_session.pool._kept is None
-        assert child._open_session.pool._kept is not None
+        assert not cp._open_session.pool.kept
+        assert child._open_session.pool.kept
 
 
 @ENGINES
@@ -248,8 +248,7 @@ def test_what_is_kept_ends_with_the_checkpointer(tmp_path: Path, engine: Any) ->
     with Checkpointer(tmp_path, delta=True, engine=engine) as cp:
         cp.write(Weights().step()).result()
         session = cp._open_session
-        kept = session.pool._kept
-        assert kept is not None
+        (kept,) = session.pool.kept
     assert (kept.is_held, session.threads.budget._leased_bytes) == (False, 0)
 
 
@@ -264,7 +263,7 @@ def test_a_fenced_writer_keeps_nothing() -> None:
         pass
     with pytest.raises(LimpetError):
         cp.write(weights.step()).result()
-    assert session.pool._kept is None
+    assert not session.pool.kept
     with pytest.raises(LimpetError):
         cp.write(weights.step())
     cp.close()
@@ -317,18 +316,50 @@ def test_a_state_with_too_many_leaves_is_refused_as_ever(monkeypatch: pytest.Mon
 # What may not become a base.
 
 
-def test_a_save_that_failed_is_nobody_s_base() -> None:
+@pytest.mark.parametrize("buffers", [2, 3])
+def test_after_a_commit_that_failed_the_next_is_compared_with_the_one_before(buffers: int) -> None:
     store, weights = Gated(), Weights()
-    with checkpointer_over(store, delta=True) as cp:
-        cp.write(weights.step()).result()
+    with checkpointer_over(store, delta=True, buffers=buffers) as cp:
+        cp.write(weights.step(), step=0).result()
         store.fail("create", down())
         with pytest.raises(LimpetError):
             cp.write(weights.step()).result()
-        for links in ([0, 0], [1, 1]):
+        for links in ([1, 1], [2, 2]):
             state = weights.step()
             cp.write(state).result()
             assert depths(cp) == links
         assert_equal(cp.read(), state)
+
+
+def test_a_save_that_begins_while_another_is_committed_is_compared_to_its_end() -> None:
+    store, weights = Gated(), Weights(names=("a",))
+    with checkpointer_over(store, delta=True, buffers=3, on_busy="wait") as cp:
+        cp.write(weights.step(), step=0).result()
+        create = store.hold("create")
+        handles = [cp.write(weights.step(), step=1)]
+        create.wait_until_reached()
+        put = store.hold("put")
+        state = weights.step()
+        handles.append(cp.write(state, step=2))
+        put.wait_until_reached()
+        create.release()
+        handles[0].result()
+        put.release()
+        handles[1].result()
+        assert [depths(cp, step) for step in (0, 1, 2)] == [[0], [1], [1]]
+        assert_equal(cp.read(), state)
+        cp.write(weights.step(), step=3).result()
+        assert (depths(cp), len(cp._open_session.pool.kept)) == ([2], 1)
+
+
+def test_what_is_compared_with_stays_until_that_is_done() -> None:
+    memory = FakeMemory(noise(1, SIZE))
+    kept = kept_module.Kept(memory, [], {})
+    with kept.in_use():
+        with kept.in_use():
+            kept.retire()
+        held = memory.is_held
+    assert (held, memory.is_held) == (True, False)
 
 
 def test_only_a_commit_that_is_certain_makes_a_base() -> None:

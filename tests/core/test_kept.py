@@ -76,13 +76,35 @@ def test_a_kept_lease_stays_where_a_lease_is_refused_for_its_number() -> None:
     assert (before.is_held, len(leases)) == (True, 1)
 
 
-def test_a_pool_keeps_one_lease_and_reuses_the_memory_of_the_one_before() -> None:
+def test_the_memory_of_what_is_not_kept_any_more_is_reused() -> None:
     pool = pool_of(1)
     first = kept(pool)
     address = first.memory.ctypes.data
     second = kept(pool)
+    first.release()
     third = leased(pool)
     assert (first.is_held, second.is_held, third.memory.ctypes.data) == (False, True, address)
+
+
+def test_a_pool_keeps_the_first_and_the_newest_of_as_many_as_it_has_leases() -> None:
+    for count, expected in ((1, [True, False, True]), (3, [True, True, True])):
+        pool = pool_of(count, limit_bytes=9 * SIZE)
+        assert [lease.is_held for lease in [kept(pool) for _ in range(3)]] == expected
+        pool.close()
+
+
+def test_of_those_that_are_kept_only_as_many_end_as_must() -> None:
+    pool = pool_of(2, limit_bytes=3 * SIZE)
+    first, second = kept(pool), kept(pool)
+    leases = [leased(pool), leased(pool)]
+    assert (first.is_held, second.is_held, len(leases)) == (False, True, 2)
+
+
+def test_what_was_kept_before_makes_room_for_what_is_kept_beside_a_slot() -> None:
+    pool = pool_of(1, limit_bytes=2 * SIZE)
+    before = kept(pool)
+    memory = leased(pool).keep(beside_bytes=SIZE)
+    assert (before.is_held, memory is not None and memory.is_held) == (False, True)
 
 
 def test_memory_that_is_taken_back_is_reused_at_once_whoever_reads_it() -> None:

@@ -7,7 +7,7 @@ holds that for certain, before and after it was read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 import blake3
@@ -53,6 +53,8 @@ class Kept:
         self._memory = memory
         self._chunks = chunks
         self._sources = sources
+        self._users = 0
+        self._wanted = True
 
     def matches(self, index: int, source: ChunkSource) -> bool:
         """Whether chunk ``index`` can be the base of one that is like ``source``."""
@@ -78,6 +80,23 @@ class Kept:
     def is_held(self) -> bool:
         """Whether it is kept still."""
         return self._memory.is_held
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block in which a save is compared with it."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not (self._users or self._wanted):
+                self.release()
+
+    def retire(self) -> None:
+        """Give the memory back as soon as nothing is compared with it any more."""
+        self._wanted = False
+        if not self._users:
+            self.release()
 
     def release(self) -> None:
         """Give the memory back. Idempotent."""
@@ -131,6 +150,10 @@ class Differences:
         self._links = {index: known[id_].depth for index, id_ in enumerate(ids) if id_ in known}
         self._links_in_all = sum(self._links.values())
         self._links_max = bases_max()
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """A block in which attempts are made: what they are compared with stays, unless somebody needs its room."""
+        return self._kept.in_use()
 
     def attempt(self, index: int, source: ChunkSource) -> Attempt | None:
         """How to try chunk ``index`` of the state; ``None``: in full."""
@@ -199,6 +222,8 @@ class LastCommitted:
     def replacing(self, snapshot: Keepable | None, manifest: Manifest, *, inline: bool) -> Iterator[bool]:
         """A block that commits ``snapshot``, which is uploaded: whether its content is kept. If it fails, it is not.
 
+        What was kept before ends after the block, so that it stays what the next save is compared with if that fails.
+
         Args:
             snapshot: ends with the beginning of the block if it is kept.
             manifest: its own.
@@ -209,13 +234,19 @@ class LastCommitted:
             kept = snapshot.keep()
         if kept is None:
             yield False
+            if not inline:
+                self.give_up()
             return
         try:
             yield True
         except BaseException:
             kept.release()
             raise
-        self._kept, self._ids = kept, [chunk.id for chunk in manifest.chunks]
+        if not kept.is_held:  # its room was needed meanwhile: what was kept before may be there still
+            return
+        before, self._kept, self._ids = self._kept, kept, [chunk.id for chunk in manifest.chunks]
+        if before is not None:
+            before.retire()
 
 
 def base_buffers(plan: Plan) -> set[int]:

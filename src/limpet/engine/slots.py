@@ -5,8 +5,8 @@ three times faster than fresh memory. It is leased: it goes back to the pool whe
 done, and never while somebody below us (an upload that was cancelled, say) may still read from it: then
 the memory is abandoned to the garbage collector and the next lease maps anew.
 
-One lease of a pool may be kept when its snapshot is written: what comes next is compared with it. It is nobody's
-right: it ends by itself as soon as a lease would be refused for want of its room.
+A lease may be kept when its snapshot is written: what comes next is compared with it. It is nobody's right: it ends by
+itself as soon as a lease would be refused for want of its room. Who is kept, the budget knows, and nobody else.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class Lease:
         self._pool._give_back(self, slot, reusable=not lent)
 
     def keep(self, beside_bytes: int = 0, *, lent: bool = False) -> Lease | None:
-        """End this lease, and keep its memory as long as nobody needs the room; the pool's last one kept so ends.
+        """End this lease, and keep its memory as long as nobody needs the room.
+
+        A pool keeps two so, or as many as it has leases: the one that counts, and those whose commits are under way.
 
         Args:
             beside_bytes: what is kept with it, outside of the slot: it counts too.
@@ -194,14 +196,15 @@ class SlotPool:
         self._free: list[_Slot] = []
         self._leased = 0
         self._keeps = keeps
-        self._kept: Lease | None = None
+        self._kept_max = max(count, 2)
         self._lock = threading.RLock()
         self._closed = False
 
     def try_lease(self, nbytes: int, instead_of: Sequence[Lease] = ()) -> Lease | None:
         """A lease on ``nbytes`` of memory, or ``None`` while none is free or they do not fit beside the others.
 
-        What is merely kept ends, in all pools of the budget, before a lease is refused for want of room.
+        What is merely kept ends, in all pools of the budget and as far as it must, before a lease is refused for want of
+        room.
 
         Args:
             nbytes: how many.
@@ -210,8 +213,9 @@ class SlotPool:
         if self._leased >= self.count and not instead_of:  # the usual answer in a tight loop: no lock for that
             return None
         lease = self._lease(nbytes, instead_of)
-        if lease is None and self._budget.ever_kept and self._leased - len(instead_of) < self.count:
-            self._budget.reclaim()
+        more = self._budget.ever_kept and self._leased - len(instead_of) < self.count
+        while lease is None and more:
+            more = self._budget.reclaim()
             lease = self._lease(nbytes, instead_of)
         return lease
 
@@ -267,16 +271,20 @@ class SlotPool:
     def _spare(self, nbytes: int) -> _Slot | None:
         """A slot for what is going to be kept; it is counted once it is used."""
         with self._lock:
-            slot = None if self._kept is not None or self._closed else self._take(nbytes, ())
+            slot = None if self.kept or self._closed else self._take(nbytes, ())
             if slot is not None:
                 self._budget.give_back(slot.nbytes)
             return slot
 
+    @property
+    def kept(self) -> list[Lease]:
+        """The leases that are kept, the one that is kept longest first."""
+        return [lease for lease in self._budget.kept_by(self) if isinstance(lease, Lease)]
+
     def give_up_kept(self) -> None:
-        """End the lease that is kept, if one is."""
-        kept = self._kept
-        if kept is not None:
-            kept.release()
+        """End the leases that are kept, if any are."""
+        for lease in self.kept:
+            lease.release()
 
     def close(self) -> None:
         """Forget the free slots, and the kept one; those still leased are forgotten when they come back."""
@@ -287,10 +295,15 @@ class SlotPool:
         self.give_up_kept()
 
     def _keep(self, lease: Lease, beside_bytes: int, lent: bool) -> Lease | None:
-        self.give_up_kept()
+        for newest in self.kept[self._kept_max - 1 :]:
+            newest.release()
         slot_bytes = 0 if lease._slot is None else lease._slot.nbytes
-        if not self.fits(slot_bytes + beside_bytes) or (beside_bytes and not self._budget.try_take(beside_bytes)):
+        if not self.fits(slot_bytes + beside_bytes):
             return None
+        if beside_bytes and not self._budget.try_take(beside_bytes):
+            self.give_up_kept()  # those before make room for it
+            if not self._budget.try_take(beside_bytes):
+                return None
         with self._lock:
             refuse_reentry(self._lock)
             ended = self._closed or lease._released
@@ -299,11 +312,10 @@ class SlotPool:
                 kept._borrowed, kept.on_end = lease._borrowed[:], lease.on_end
                 kept._kept, kept._lent = True, lent
                 lease.on_end = None  # the content stays what it is
-                self._kept = kept
                 lease._end()
                 self._leased -= 1
                 lease._counted = False
-                self._budget.keep(kept, beside_bytes + slot_bytes, partial(self._end_kept, kept))
+                self._budget.keep(self, kept, beside_bytes + slot_bytes, partial(self._end_kept, kept))
         if ended:
             self._budget.give_back(beside_bytes)
             return None
@@ -322,8 +334,6 @@ class SlotPool:
                 return
             slot, lent = lease._slot, lease._lent or lease._is_borrowed()
             lease._end()
-            if self._kept is lease:
-                self._kept = None
             if slot is not None and not lent and not self._closed:
                 self._free.append(slot)
 

@@ -11,7 +11,7 @@ import math
 import secrets
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 
 import anyio
@@ -162,7 +162,8 @@ class Upload:
             UsageError: the state has too many leaves.
         """
         try:
-            return await self._write()
+            with nullcontext() if self._differences is None else self._differences.in_use():
+                return await self._write()
         except UsageError as error:
             if error.kind != "too_many_leaves" or not self._places.has_bases or self._snapshot.parts > 1:
                 raise
