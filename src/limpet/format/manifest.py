@@ -209,6 +209,8 @@ def _check_deltas(manifest: Manifest) -> None:
             raise _contradiction(f"chunk {index} is a delta of nothing")
     if {base for _, base in manifest.deltas} != set(range(full, len(chunks))):
         raise _contradiction("it has bases that nothing needs")
+    if len({(base.pack, base.offset) for base in manifest.bases}) < len(manifest.bases):
+        raise _contradiction("two of its bases are at one place")
     deepest = max(_depths(manifest), default=0)
     if deepest > DEPTH_MAX:
         raise _contradiction(f"a chunk is {deepest} deltas deep; at most {DEPTH_MAX} are allowed")
