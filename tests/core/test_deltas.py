@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.support import PATIENCE_SECONDS, Gated, checkpointer_over, down, nois
 import limpet
 from limpet import Checkpointer, Last, LimpetError, UsageError
 from limpet.engine import kept as kept_module
+from limpet.engine import upload as upload_module
 from limpet.engine.index import Known
 from limpet.format import manifest as manifest_module
 from limpet.format.chunks import ChunkSource
@@ -302,6 +304,26 @@ def test_a_save_makes_no_more_links_than_a_quarter_of_a_manifest_has_room_for(mo
             cp.write(weights.step()).result()
             assert sum(depths(cp)) <= 5 + 3  # what is tried at the same time
         assert any(depths(cp))
+
+
+def test_a_large_manifest_is_made_on_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def encode(made: Manifest) -> tuple[bytes, str]:
+        threads.append(threading.current_thread() is cp._open_session.loop._thread)
+        return encode_manifest(made)
+
+    encode_manifest = manifest_module.encode_manifest
+    monkeypatch.setattr(upload_module, "encode_manifest", encode)
+    weights = Weights()
+    with checkpointer_over(Gated(), delta=True) as cp:
+        for most in (2, 1):
+            monkeypatch.setattr(upload_module, "_CHUNKS_AT_ONCE", most)
+            state = weights.step()
+            cp.write(state).result()
+        assert threads == [True, False]
+        assert depths(cp) == [1, 1]
+        assert_equal(cp.read(), state)
 
 
 def test_a_state_with_too_many_leaves_is_refused_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

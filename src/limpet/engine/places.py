@@ -35,6 +35,12 @@ class Places:
         self._pack_bytes: dict[str, int] = {}
         self._found: list[Known] | None = None
 
+    def copy(self) -> Places:
+        """The same, whatever becomes of this one: to be looked at on another thread."""
+        other = Places()
+        other._placed, other._own, other._pack_bytes = self._placed[:], self._own.copy(), self._pack_bytes.copy()
+        return other
+
     def __len__(self) -> int:
         return len(self._placed)
 
