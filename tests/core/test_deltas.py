@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from tests.support import PATIENCE_SECONDS, Gated, checkpointer_over, down, nois
 import limpet
 from limpet import Checkpointer, Last, LimpetError, UsageError
 from limpet.engine import kept as kept_module
+from limpet.engine import upload as upload_module
 from limpet.engine.index import Known
+from limpet.format import manifest as manifest_module
 from limpet.format.chunks import ChunkSource
 from limpet.format.manifest import Manifest, depth
 
@@ -90,7 +95,7 @@ def test_without_delta_nothing_is_kept_or_stored_as_a_difference(tmp_path: Path)
         for _ in range(3):
             cp.write(weights.step()).result()
         assert manifest_of(cp).version == 1
-        assert cp._open_session.pool._kept is None
+        assert not cp._open_session.pool.kept
 
 
 @ENGINES
@@ -175,6 +180,16 @@ def test_a_difference_that_is_no_smaller_is_not_stored_and_its_place_rests(
     assert len(tried) == 2  # the second save, and the eleventh
 
 
+def test_a_place_that_began_with_zeros_is_stored_as_a_difference_from_its_second_change_on(tmp_path: Path) -> None:
+    weights = Weights(names=("a",))
+    with Checkpointer(tmp_path, delta=True, compression="zstd") as cp:
+        found = []
+        for state in ({"a": np.zeros(SIZE, np.int16)}, weights.step(), weights.step()):
+            cp.write(state).result()
+            found += depths(cp)
+    assert found == [0, 0, 1]
+
+
 def test_an_inline_save_leaves_what_was_kept(tmp_path: Path) -> None:
     weights = Weights()
     with Checkpointer(tmp_path, delta=True) as cp:
@@ -226,8 +241,8 @@ def test_a_child_run_takes_the_room_of_what_its_parent_keeps() -> None:
         cp.write(weights.step()).result()
         child = cp.child("other")
         child.write(weights.step()).result()
-        assert cp._open_session.pool._kept is None
-        assert child._open_session.pool._kept is not None
+        assert not cp._open_session.pool.kept
+        assert child._open_session.pool.kept
 
 
 @ENGINES
@@ -235,8 +250,7 @@ def test_what_is_kept_ends_with_the_checkpointer(tmp_path: Path, engine: Any) ->
     with Checkpointer(tmp_path, delta=True, engine=engine) as cp:
         cp.write(Weights().step()).result()
         session = cp._open_session
-        kept = session.pool._kept
-        assert kept is not None
+        (kept,) = session.pool.kept
     assert (kept.is_held, session.threads.budget._leased_bytes) == (False, 0)
 
 
@@ -251,27 +265,123 @@ def test_a_fenced_writer_keeps_nothing() -> None:
         pass
     with pytest.raises(LimpetError):
         cp.write(weights.step()).result()
-    assert session.pool._kept is None
+    assert not session.pool.kept
     with pytest.raises(LimpetError):
         cp.write(weights.step())
     cp.close()
 
 
+# What a manifest has room for: every link of every chain takes some.
+
+
+def small_manifests(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
+    monkeypatch.setattr(manifest_module, "MANIFEST_BYTES_MAX", most_bytes)
+
+
+@pytest.mark.parametrize("net_only", [False, True], ids=["the budget of links", "the net below it"])
+def test_chains_never_outgrow_the_manifest(monkeypatch: pytest.MonkeyPatch, net_only: bool) -> None:
+    """24 chunks of 8 deltas each are 192 links: twice what there is room for."""
+    small_manifests(monkeypatch, 20 << 10)
+    if net_only:
+        monkeypatch.setattr(kept_module, "bases_max", lambda: 1 << 30)
+    random = np.random.default_rng(1)
+    state = {f"l{i}": random.integers(0, 1 << 16, 4 << 15, dtype=np.uint16).view(np.int16) for i in range(24)}
+    with checkpointer_over(Gated(), delta=True) as cp:
+        receipts = []
+        for step in range(11):
+            for array in [*state.values()][:: 1 + step % 2]:
+                array += random.integers(-1, 2, array.size, dtype=np.int16)
+            receipts.append(cp.write(state, step=step).result())
+            assert_equal(cp.read(), state)
+        assert receipts[1].new_bytes < receipts[0].new_bytes / 3
+
+
+def test_a_save_makes_no_more_links_than_a_quarter_of_a_manifest_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_manifests(monkeypatch, 4 * 200 * 5)
+    weights = Weights(names=("a", "b", "c", "d"))
+    with checkpointer_over(Gated(), delta=True) as cp:
+        for _ in range(6):
+            cp.write(weights.step()).result()
+            assert sum(depths(cp)) <= 5 + 3  # what is tried at the same time
+        assert any(depths(cp))
+
+
+def test_a_large_manifest_is_made_on_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def encode(made: Manifest) -> tuple[bytes, str]:
+        threads.append(threading.current_thread() is cp._open_session.loop._thread)
+        return encode_manifest(made)
+
+    encode_manifest = manifest_module.encode_manifest
+    monkeypatch.setattr(upload_module, "encode_manifest", encode)
+    weights = Weights()
+    with checkpointer_over(Gated(), delta=True) as cp:
+        for most in (2, 1):
+            monkeypatch.setattr(upload_module, "_CHUNKS_AT_ONCE", most)
+            state = weights.step()
+            cp.write(state).result()
+        assert threads == [True, False]
+        assert depths(cp) == [1, 1]
+        assert_equal(cp.read(), state)
+
+
+def test_a_state_with_too_many_leaves_is_refused_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Weights()
+    with checkpointer_over(Gated(), delta=True) as cp:
+        cp.write(weights.step()).result()
+        small_manifests(monkeypatch, 200)
+        with pytest.raises(UsageError, match="structure"):
+            cp.write(weights.step()).result()
+
+
 # What may not become a base.
 
 
-def test_a_save_that_failed_is_nobody_s_base() -> None:
+@pytest.mark.parametrize("buffers", [2, 3])
+def test_after_a_commit_that_failed_the_next_is_compared_with_the_one_before(buffers: int) -> None:
     store, weights = Gated(), Weights()
-    with checkpointer_over(store, delta=True) as cp:
-        cp.write(weights.step()).result()
+    with checkpointer_over(store, delta=True, buffers=buffers) as cp:
+        cp.write(weights.step(), step=0).result()
         store.fail("create", down())
         with pytest.raises(LimpetError):
             cp.write(weights.step()).result()
-        for links in ([0, 0], [1, 1]):
+        for links in ([1, 1], [2, 2]):
             state = weights.step()
             cp.write(state).result()
             assert depths(cp) == links
         assert_equal(cp.read(), state)
+
+
+def test_a_save_that_begins_while_another_is_committed_is_compared_to_its_end() -> None:
+    store, weights = Gated(), Weights(names=("a",))
+    with checkpointer_over(store, delta=True, buffers=3, on_busy="wait") as cp:
+        cp.write(weights.step(), step=0).result()
+        create = store.hold("create")
+        handles = [cp.write(weights.step(), step=1)]
+        create.wait_until_reached()
+        put = store.hold("put")
+        state = weights.step()
+        handles.append(cp.write(state, step=2))
+        put.wait_until_reached()
+        create.release()
+        handles[0].result()
+        put.release()
+        handles[1].result()
+        assert [depths(cp, step) for step in (0, 1, 2)] == [[0], [1], [1]]
+        assert_equal(cp.read(), state)
+        cp.write(weights.step(), step=3).result()
+        assert (depths(cp), len(cp._open_session.pool.kept)) == ([2], 1)
+
+
+def test_what_is_compared_with_stays_until_that_is_done() -> None:
+    memory = FakeMemory(noise(1, SIZE))
+    kept = kept_module.Kept(memory, [], {})
+    with kept.in_use():
+        with kept.in_use():
+            kept.retire()
+        held = memory.is_held
+    assert (held, memory.is_held) == (True, False)
 
 
 def test_only_a_commit_that_is_certain_makes_a_base() -> None:
@@ -313,8 +423,9 @@ class FakeMemory:
         self.content = content
         self.is_held = True
 
-    def borrow_if_held(self, offset: int, nbytes: int) -> np.ndarray | None:
-        return self.content[offset : offset + nbytes] if self.is_held else None
+    def copy_if_held(self, offset: int, out: np.ndarray) -> bool:
+        out[:] = self.content[offset : offset + out.size]
+        return self.is_held
 
     def release(self) -> None:
         self.is_held = False
@@ -342,19 +453,28 @@ def attempt_on(memory: FakeMemory) -> kept_module.Attempt:
     )
 
 
-def test_memory_that_is_taken_back_while_it_is_read_gives_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_taken_back_before_it_was_copied_gives_no_difference() -> None:
     memory = FakeMemory(noise(1, SIZE))
     attempt, raw = attempt_on(memory), memory.content.copy()
     assert attempt.encode(raw, 1, None)[0] is not None
+    memory.release()
+    assert attempt.encode(raw, 1, None) == (None, False)
+
+
+def test_memory_that_is_taken_back_while_it_is_compared_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = FakeMemory(noise(1, SIZE))
+    attempt, raw = attempt_on(memory), memory.content.copy()
+    expected = bytes(attempt.encode(raw, 1, None)[0] or b"")
 
     def taken(*args: Any, **options: Any) -> memoryview | None:
         memory.release()
+        memory.content[:] = 0
         return encode_delta(*args, **options)
 
     encode_delta: Callable[..., memoryview | None] = kept_module.encode_delta
     monkeypatch.setattr(kept_module, "encode_delta", taken)
-    assert attempt.encode(raw, 1, None) == (None, False)
-    assert attempt.encode(raw, 1, None) == (None, False)
+    difference, tried = attempt.encode(raw, 1, None)
+    assert (bytes(difference or b""), tried, expected != b"") == (expected, True, True)
 
 
 def test_memory_that_holds_something_else_than_the_base_gives_no_difference() -> None:
@@ -383,13 +503,29 @@ def test_a_slot_counts_while_its_mark_is_that_of_the_save() -> None:
     slot = KeptSlot(weakref.ref(viewed), 7)
     memory = lease.keep()
     assert memory is not None
-    view = slot.borrow_if_held(0, 10)
-    assert view is not None
-    assert (slot.is_held, view.tolist()) == (True, [5] * 10)
+    out = np.zeros(10, np.uint8)
+    assert (slot.is_held, slot.copy_if_held(0, out), out.tolist()) == (True, True, [5] * 10)
     memory.release()
-    assert (slot.is_held, slot.borrow_if_held(0, 10)) == (False, None)
-    del viewed, view
+    assert (slot.is_held, slot.copy_if_held(0, out)) == (False, False)
+    del viewed
     pool.close()
+
+
+def test_what_can_be_nobody_s_base_is_not_kept(tmp_path: Path) -> None:
+    weights = Weights(names=("a",)).step()
+    blob = bytes(noise(1, 8 * SIZE))
+    with Checkpointer(tmp_path, delta=True) as cp:
+        before = sys.getrefcount(blob)
+        cp.write({"blob": blob} | weights).result()
+        gc.collect()
+        budget = cp._open_session.threads.budget
+        assert (sys.getrefcount(blob), 0 < budget._leased_bytes <= 2 << 20) == (before, True)
+
+
+def test_a_state_of_which_less_than_half_can_be_a_base_is_not_kept(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path, delta=True) as cp:
+        cp.write({"bytes": noise(1, 8 * SIZE)} | Weights(names=("a",)).step()).result()
+        assert cp._open_session.threads.budget._leased_bytes == 0
 
 
 # Deaths, and damage.

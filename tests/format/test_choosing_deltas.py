@@ -43,12 +43,18 @@ def test_a_place_where_it_did_not_pay_rests_longer_and_longer_until_it_pays() ->
     chooser = DeltaChooser()
     rests = []
     for paid in (False, False, False, True, False):
-        chooser.learn("place", paid=paid)
+        chooser.learn("place", paid=paid, raw_bytes=1000, full_bytes=1000)
         rests.append(rest_of(chooser))
     assert rests == [8, 16, 32, 0, 8]
 
 
 def test_places_rest_each_by_itself() -> None:
     chooser = DeltaChooser()
-    chooser.learn("place", paid=False)
+    chooser.learn("place", paid=False, raw_bytes=1000, full_bytes=1000)
     assert (chooser.most_bytes("place", 0, 1000), chooser.most_bytes("other", 0, 1000)) == (0, 800)
+
+
+def test_a_place_that_took_next_to_nothing_in_full_does_not_rest() -> None:
+    chooser = DeltaChooser()
+    chooser.learn("place", paid=False, raw_bytes=1000, full_bytes=20)
+    assert rest_of(chooser) == 0

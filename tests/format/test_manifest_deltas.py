@@ -130,3 +130,9 @@ def test_version_3_is_a_newer_format():
     stored = zstandard.compress(plain)
     with pytest.raises(FormatError, match="version 3; this limpet reads up to 2"):
         decode_manifest(stored, blake3.blake3(stored).hexdigest())
+
+
+def test_two_bases_at_one_place_are_refused():
+    chunks = [chunk(number) for number in (0, 1)]
+    bases = [chunk(2), chunk(2), chunk(3, "raw"), chunk(4, "raw")]
+    refused(manifest(chunks, bases, [(0, 2), (1, 3), (2, 4), (3, 5)]), "one place")

@@ -230,8 +230,10 @@ class BatchStream:
 
     def _learn(self, batch: _Batch, encoded: Sequence[Encoded]) -> None:
         for index, (chunk, trial) in enumerate(zip(encoded, batch.trials, strict=True), batch.start):
-            if self._differences is not None and (chunk.refused or chunk.base is not None):
-                self._differences.learn(index, paid=chunk.base is not None)
+            if self._differences is not None:
+                self._differences.stored(index, chunk.base if chunk.known is None else chunk.known.base)
+                if trial.attempt is not None and (chunk.refused or chunk.base is not None):
+                    self._differences.learn(index, trial.attempt, paid=chunk.base is not None)
             if chunk.known is None and chunk.base is None:
                 stored_bytes = memoryview(chunk.stored).nbytes
                 self._chooser.learn(index, trial.codec, chunk.raw_bytes, stored_bytes, chunk.seconds)

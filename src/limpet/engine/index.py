@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
+from msgspec.structs import force_setattr
 
 from limpet.format.manifest import Manifest
 
@@ -22,12 +25,17 @@ _PACKS_MAX = 192
 """Older packs that one save may refer to; a record holds 256, and the save's own need room too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A chunk that a live checkpoint holds, and how many commits have shared it.
+
+    A save makes and asks as many as there are links in its chains: so they are cheap to make, and know about all of their
+    chain.
 
     Attributes:
         base: what it is stored as the difference from, if it is.
+        depth: how many deltas lead to it from what is stored in full.
+        packs: that its chain lies in. Chains that lie in the same ones have one set.
+        chain_shares: the most that any of its chain has.
     """
 
     id: str
@@ -40,6 +48,15 @@ class Known:
     raw_bytes: int
     shares: int = 0
     base: Known | None = None
+    depth: int = 0
+    packs: frozenset[str] = frozenset()
+    chain_shares: int = 0
+
+    def __post_init__(self) -> None:
+        base = self.base
+        force_setattr(self, "packs", _packs(self.pack, None if base is None else base.packs))
+        force_setattr(self, "depth", 0 if base is None else base.depth + 1)
+        force_setattr(self, "chain_shares", self.shares if base is None else max(self.shares, base.chain_shares))
 
     @property
     def chain(self) -> Iterator[Known]:
@@ -49,10 +66,10 @@ class Known:
             yield link
             link = link.base
 
-    @property
-    def depth(self) -> int:
-        """How many deltas lead to it from what is stored in full."""
-        return sum(1 for _ in self.chain) - 1
+
+@lru_cache(maxsize=1024)
+def _packs(pack: str, of_base: frozenset[str] | None) -> frozenset[str]:
+    return frozenset((pack,)) if of_base is None else of_base | {pack}
 
 
 class ChunkIndex:
@@ -62,6 +79,7 @@ class ChunkIndex:
         self._by_seq: dict[int, dict[str, Known]] = {}
         self._last: dict[str, Known] = {}
         self._damaged: set[str] = set()
+        self._pack_bytes: dict[str, int] = {}
 
     def add(self, seq: int, manifest: Manifest, pack_bytes: dict[str, int]) -> None:
         """Offer the chunks of checkpoint ``seq``, and their bases.
@@ -88,6 +106,8 @@ class ChunkIndex:
         self._by_seq[seq] = self._last = known
         for old in sorted(self._by_seq)[:-MANIFESTS]:
             del self._by_seq[old]
+        used = self._packs()
+        self._pack_bytes = {key: size for key, size in (self._pack_bytes | pack_bytes).items() if key in used}
 
     def keep_only(self, live: set[int]) -> None:
         """Forget checkpoints that left the live set."""
@@ -99,29 +119,28 @@ class ChunkIndex:
 
     def packs(self) -> dict[str, int]:
         """Every pack that something on offer lies in, and its size."""
-        return {
-            link.pack: link.pack_bytes
-            for chunks in self._by_seq.values()
-            for known in chunks.values()
-            for link in (known.chain if known.base is not None else (known,))
-            if link.pack not in self._damaged
-        }
+        return {key: self._pack_bytes[key] for key in self._packs() - self._damaged}
+
+    def _packs(self) -> set[str]:
+        of_chains = {known.packs for chunks in self._by_seq.values() for known in chunks.values()}
+        return set().union(*of_chains)
 
     def offer(self) -> dict[str, Known]:
         """What the next save may refer to: a frozen copy, for use on any thread."""
         merged: dict[str, Known] = {}
         for seq in sorted(self._by_seq):
             merged.update(self._by_seq[seq])
+        damaged = self._damaged
         usable = {
             id_: known
             for id_, known in merged.items()
-            if all(link.pack not in self._damaged and link.shares < _SHARES_MAX for link in known.chain)
+            if known.chain_shares < _SHARES_MAX and known.packs.isdisjoint(damaged)
         }
+        if len(set().union(*{known.packs for known in usable.values()})) <= _PACKS_MAX:
+            return usable
         bytes_in: Counter[str] = Counter()
         for known in usable.values():
             for link in known.chain:
                 bytes_in[link.pack] += link.stored_bytes
-        if len(bytes_in) <= _PACKS_MAX:
-            return usable
         best = {pack for pack, _ in bytes_in.most_common(_PACKS_MAX)}
-        return {id_: known for id_, known in usable.items() if all(link.pack in best for link in known.chain)}
+        return {id_: known for id_, known in usable.items() if known.packs <= best}

@@ -7,7 +7,7 @@ holds that for certain, before and after it was read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 import blake3
@@ -17,10 +17,13 @@ from limpet.engine.slots import Bytes8
 from limpet.format.buffers import Buffer
 from limpet.format.choosing import DeltaChooser, delta_codec
 from limpet.format.chunks import ChunkSource, Plan
-from limpet.format.deltas import DELTAS, encode_delta
-from limpet.format.manifest import Manifest
+from limpet.format.deltas import DELTAS, Scratch, encode_delta
+from limpet.format.manifest import Manifest, bases_max
 
-__all__ = ["Attempt", "Differences", "Kept", "KeptMemory", "LastCommitted"]
+__all__ = ["Attempt", "Differences", "Kept", "KeptMemory", "LastCommitted", "base_buffers"]
+
+
+_scratch = Scratch()
 
 
 class KeptMemory(Protocol):
@@ -30,8 +33,8 @@ class KeptMemory(Protocol):
     def is_held(self) -> bool:
         """Whether it holds what was kept, and has done so all the time."""
 
-    def borrow_if_held(self, offset: int, nbytes: int, /) -> Bytes8 | None:
-        """A view of it, if it is held. What was read there is what was kept if it is held still afterwards."""
+    def copy_if_held(self, offset: int, out: Bytes8, /) -> bool:
+        """Fill ``out`` with what was kept from ``offset`` on, unless it is not held any more when that is done."""
 
     def release(self) -> None:
         """Give it back. Idempotent."""
@@ -50,6 +53,8 @@ class Kept:
         self._memory = memory
         self._chunks = chunks
         self._sources = sources
+        self._users = 0
+        self._wanted = True
 
     def matches(self, index: int, source: ChunkSource) -> bool:
         """Whether chunk ``index`` can be the base of one that is like ``source``."""
@@ -59,18 +64,39 @@ class Kept:
         return (mine.raw_bytes, mine.dtype) == (source.raw_bytes, source.dtype)
 
     def read(self, index: int) -> Bytes8 | None:
-        """The bytes of a chunk; ``None`` if they are not kept (any more)."""
+        """The bytes of a chunk, until the same thread reads another; ``None`` if they are not kept (any more).
+
+        A copy where somebody may need the memory: who takes that back need not wait until it has been compared.
+        """
         chunk = self._chunks[index]
         if chunk.buffer < 0:
-            return self._memory.borrow_if_held(chunk.offset, chunk.raw_bytes)
+            out = _scratch.take(chunk.raw_bytes)
+            return out if self._memory.copy_if_held(chunk.offset, out) else None
         buffer = self._sources.get(chunk.buffer)
         flat = None if buffer is None else buffer.flat()
         return None if flat is None else flat[chunk.offset : chunk.offset + chunk.raw_bytes]
 
     @property
     def is_held(self) -> bool:
-        """Whether what was read until now was what was kept."""
+        """Whether it is kept still."""
         return self._memory.is_held
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block in which a save is compared with it."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not (self._users or self._wanted):
+                self.release()
+
+    def retire(self) -> None:
+        """Give the memory back as soon as nothing is compared with it any more."""
+        self._wanted = False
+        if not self._users:
+            self.release()
 
     def release(self) -> None:
         """Give the memory back. Idempotent."""
@@ -100,9 +126,8 @@ class Attempt(NamedTuple):
             return None, False
         stored = encode_delta(raw, base, width=DELTAS[self.codec], level=level, out=out)
         fits = stored is not None and stored.nbytes <= self.most_bytes
-        # Afterwards: another snapshot may have been copied there meanwhile. And the difference from what has changed in
-        # memory could never be restored: a fifth of the time for certainty.
-        if not self.kept.is_held or (fits and blake3.blake3(base.data).hexdigest() != self.base.id):
+        # The difference from what has changed in memory could never be restored: a fifth of the time for certainty.
+        if fits and blake3.blake3(base.data).hexdigest() != self.base.id:
             return None, False
         return (stored if fits else None), True
 
@@ -122,11 +147,18 @@ class Differences:
         self._ids = ids
         self._known = known
         self._chooser = chooser
+        self._links = {index: known[id_].depth for index, id_ in enumerate(ids) if id_ in known}
+        self._links_in_all = sum(self._links.values())
+        self._links_max = bases_max()
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """A block in which attempts are made: what they are compared with stays, unless somebody needs its room."""
+        return self._kept.in_use()
 
     def attempt(self, index: int, source: ChunkSource) -> Attempt | None:
         """How to try chunk ``index`` of the state; ``None``: in full."""
         codec = delta_codec(source.dtype)
-        if codec is None or not self._kept.matches(index, source):
+        if codec is None or self._links_in_all >= self._links_max or not self._kept.matches(index, source):
             return None
         base = self._known.get(self._ids[index])
         if base is None or base.raw_bytes != source.raw_bytes:
@@ -135,9 +167,20 @@ class Differences:
         most_bytes = self._chooser.most_bytes(index, base.depth, root.stored_bytes)
         return Attempt(codec, base, self._kept, index, most_bytes) if most_bytes else None
 
-    def learn(self, index: int, *, paid: bool) -> None:
+    def learn(self, index: int, attempt: Attempt, *, paid: bool) -> None:
         """Take in what came of an attempt."""
-        self._chooser.learn(index, paid=paid)
+        *_, root = attempt.base.chain
+        self._chooser.learn(index, paid=paid, raw_bytes=root.raw_bytes, full_bytes=root.stored_bytes)
+
+    def stored(self, index: int, base: Known | None) -> None:
+        """Chunk ``index`` of the state is stored as its difference from ``base``, or in full.
+
+        A manifest names every link of every chain, and has room for so many: what the others are going to have is taken
+        to be what they had, until it is known.
+        """
+        links = 0 if base is None else base.depth + 1
+        self._links_in_all += links - self._links.get(index, 0)
+        self._links[index] = links
 
 
 class Keepable(Protocol):
@@ -179,24 +222,40 @@ class LastCommitted:
     def replacing(self, snapshot: Keepable | None, manifest: Manifest, *, inline: bool) -> Iterator[bool]:
         """A block that commits ``snapshot``, which is uploaded: whether its content is kept. If it fails, it is not.
 
+        What was kept before ends after the block, so that it stays what the next save is compared with if that fails.
+
         Args:
             snapshot: ends with the beginning of the block if it is kept.
             manifest: its own.
             inline: it travels in its record, to which nothing can refer; what was kept before stays.
         """
         kept = None
-        if self._wanted and snapshot is not None and not inline and _has_words(snapshot.plan):
+        if self._wanted and snapshot is not None and not inline and _worth_keeping(snapshot.plan):
             kept = snapshot.keep()
         if kept is None:
             yield False
+            if not inline:
+                self.give_up()
             return
         try:
             yield True
         except BaseException:
             kept.release()
             raise
-        self._kept, self._ids = kept, [chunk.id for chunk in manifest.chunks]
+        if not kept.is_held:  # its room was needed meanwhile: what was kept before may be there still
+            return
+        before, self._kept, self._ids = self._kept, kept, [chunk.id for chunk in manifest.chunks]
+        if before is not None:
+            before.retire()
 
 
-def _has_words(plan: Plan) -> bool:
-    return any(delta_codec(chunk.dtype) is not None for chunk in plan.chunks)
+def base_buffers(plan: Plan) -> set[int]:
+    """The buffers that stay where they are, and whose chunks can be bases."""
+    return {chunk.buffer for chunk in plan.chunks if chunk.buffer >= 0 and delta_codec(chunk.dtype) is not None}
+
+
+def _worth_keeping(plan: Plan) -> bool:
+    """Whether half of what would be kept, at least, can be a base."""
+    bases = sum(chunk.raw_bytes for chunk in plan.chunks if delta_codec(chunk.dtype) is not None)
+    useless = sum(chunk.raw_bytes for chunk in plan.chunks if chunk.buffer < 0 and delta_codec(chunk.dtype) is None)
+    return bases > 0 and bases >= useless

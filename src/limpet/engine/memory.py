@@ -18,6 +18,7 @@ _SHARE = 0.8
 
 
 class _Kept(NamedTuple):
+    owner: object
     nbytes: int
     end: Callable[[], None]
 
@@ -53,11 +54,16 @@ class MemoryBudget:
         with self._lock:
             self._leased_bytes -= nbytes
 
-    def keep(self, lease: object, nbytes: int, end: Callable[[], None]) -> None:
-        """``lease``, whose ``nbytes`` are taken already, is there only until ``reclaim`` ends it."""
+    def keep(self, owner: object, lease: object, nbytes: int, end: Callable[[], None]) -> None:
+        """``lease``, whose ``nbytes`` are taken already, is there only until ``reclaim`` ends it, by ``end``: idempotent."""
         with self._lock:
-            self._kept[lease] = _Kept(nbytes, end)
+            self._kept[lease] = _Kept(owner, nbytes, end)
             self.ever_kept = True
+
+    def kept_by(self, owner: object) -> list[object]:
+        """The leases that ``owner`` keeps, the one that it keeps longest first."""
+        with self._lock:
+            return [lease for lease, one in self._kept.items() if one.owner is owner]
 
     def forget(self, lease: object) -> bool:
         """Give back what a kept lease takes; ``False`` if that was reclaimed already."""
@@ -66,18 +72,26 @@ class MemoryBudget:
             self._leased_bytes -= 0 if kept is None else kept.nbytes
             return kept is not None
 
-    def reclaim(self) -> None:
-        """Give back what every kept lease takes, of all pools, and end them; without a pool's lock held.
+    def reclaim(self) -> bool:
+        """Give back what the lease takes that is kept longest, of all pools, and end it; without a pool's lock held.
 
-        In one step for whoever looks at the bytes: who found no room, and nothing kept either, waits for others, and
-        need not be told of this.
+        Returns:
+            ``False`` if nothing was kept. Whoever looks again then has seen the bytes of all that was: he waits for
+            others, and need not be told of this.
         """
         with self._lock:
             refuse_reentry(self._lock)
-            kept, self._kept = self._kept, {}
-            self._leased_bytes -= sum(one.nbytes for one in kept.values())
-        for one in kept.values():
+            lease = next(iter(self._kept), None)
+            if lease is None:
+                return False
+            one = self._kept[lease]
+            kept = {other: it for other, it in self._kept.items() if other is not lease}
+            self._leased_bytes, self._kept = self._leased_bytes - one.nbytes, kept
+        try:
             one.end()
+        finally:  # also if an interrupt from the keyboard came: what counts no more may not go on
+            one.end()
+        return True
 
     def watch(self, freed: Callable[[], None]) -> None:
         """Call ``freed()`` whenever a pool has given memory back: another pool's callers may wait for it."""

@@ -33,6 +33,13 @@ class Places:
         self._placed: list[_Placed] = []
         self._own: dict[str, _Placed] = {}
         self._pack_bytes: dict[str, int] = {}
+        self._found: list[Known] | None = None
+
+    def copy(self) -> Places:
+        """The same, whatever becomes of this one: to be looked at on another thread."""
+        other = Places()
+        other._placed, other._own, other._pack_bytes = self._placed[:], self._own.copy(), self._pack_bytes.copy()
+        return other
 
     def __len__(self) -> int:
         return len(self._placed)
@@ -40,6 +47,7 @@ class Places:
     def place(self, batch: Sequence[Encoded], key: str, offset: int) -> tuple[list[Bytes], int]:
         """Give each chunk its place; returns what must be written to pack ``key``, and the offset after it."""
         part: list[Bytes] = []
+        self._found = None
         for chunk in batch:
             known = chunk.known
             placed = self._own.get(chunk.id)
@@ -61,6 +69,7 @@ class Places:
     def forget_from(self, start: int) -> None:
         """Take back every place from chunk ``start`` on."""
         del self._placed[start:]
+        self._found = None
         kept = {placed.id for placed in self._placed}
         self._own = {id_: placed for id_, placed in self._own.items() if id_ in kept}
 
@@ -105,6 +114,11 @@ class Places:
         return [PackUse(key, sizes[key]) for key in dict.fromkeys([*manifest.packs, at.key]) if key]
 
     @property
+    def has_bases(self) -> bool:
+        """Whether any of them is stored as a difference."""
+        return any(placed.base is not None for placed in self._placed)
+
+    @property
     def stored_bytes(self) -> int:
         """What all of them take in the store, those shared with other checkpoints and the bases included."""
         chunks: list[_Placed | Known] = [*self._placed, *self._links()]
@@ -116,11 +130,17 @@ class Places:
         return sum(placed.stored_bytes for placed in self._own.values())
 
     def _links(self) -> list[Known]:
-        """Every base that is needed, once, and each after all that are stored as differences from it."""
+        """Every base that is needed, once, and each after all that are stored as differences from it.
+
+        Looked for once: a manifest is made when all have their places.
+        """
+        if self._found is not None:
+            return self._found
         found: dict[tuple[str, int], Known] = {}
         for placed in self._placed:
             for link in placed.base.chain if placed.base is not None else ():
                 if (link.pack, link.offset) in found:
                     break
                 found[link.pack, link.offset] = link
-        return sorted(found.values(), key=lambda link: -link.depth)
+        self._found = sorted(found.values(), key=lambda link: -link.depth)
+        return self._found

@@ -5,8 +5,8 @@ three times faster than fresh memory. It is leased: it goes back to the pool whe
 done, and never while somebody below us (an upload that was cancelled, say) may still read from it: then
 the memory is abandoned to the garbage collector and the next lease maps anew.
 
-One lease of a pool may be kept when its snapshot is written: what comes next is compared with it. It is nobody's
-right: it ends by itself as soon as a lease would be refused for want of its room.
+A lease may be kept when its snapshot is written: what comes next is compared with it. It is nobody's right: it ends by
+itself as soon as a lease would be refused for want of its room. Who is kept, the budget knows, and nobody else.
 """
 
 from __future__ import annotations
@@ -97,10 +97,15 @@ class Lease:
         self._borrowed.append(weakref.ref(view))
         return view
 
-    def borrow_if_held(self, offset: int, nbytes: int) -> Bytes8 | None:
-        """The same, or ``None`` if it has ended; while the view lives, nobody is given the memory."""
-        with self._pool._lock:
-            return None if self._released else self.borrow(offset, nbytes)
+    def copy_if_held(self, offset: int, out: Bytes8) -> bool:
+        """Fill ``out`` with what is there from ``offset`` on; ``False`` if the lease ended before that was done.
+
+        Nobody waits for it: the memory may be somebody else's in the middle of the copy.
+        """
+        memory = self.memory
+        if not self._released:
+            np.copyto(out, memory[offset : offset + out.size])
+        return not self._released
 
     @property
     def is_held(self) -> bool:
@@ -132,7 +137,9 @@ class Lease:
         self._pool._give_back(self, slot, reusable=not lent)
 
     def keep(self, beside_bytes: int = 0, *, lent: bool = False) -> Lease | None:
-        """End this lease, and keep its memory as long as nobody needs the room; the pool's last one kept so ends.
+        """End this lease, and keep its memory as long as nobody needs the room.
+
+        A pool keeps two so, or as many as it has leases: the one that counts, and those whose commits are under way.
 
         Args:
             beside_bytes: what is kept with it, outside of the slot: it counts too.
@@ -189,14 +196,15 @@ class SlotPool:
         self._free: list[_Slot] = []
         self._leased = 0
         self._keeps = keeps
-        self._kept: Lease | None = None
+        self._kept_max = max(count, 2)
         self._lock = threading.RLock()
         self._closed = False
 
     def try_lease(self, nbytes: int, instead_of: Sequence[Lease] = ()) -> Lease | None:
         """A lease on ``nbytes`` of memory, or ``None`` while none is free or they do not fit beside the others.
 
-        What is merely kept ends, in all pools of the budget, before a lease is refused for want of room.
+        What is merely kept ends, in all pools of the budget and as far as it must, before a lease is refused for want of
+        room.
 
         Args:
             nbytes: how many.
@@ -205,8 +213,9 @@ class SlotPool:
         if self._leased >= self.count and not instead_of:  # the usual answer in a tight loop: no lock for that
             return None
         lease = self._lease(nbytes, instead_of)
-        if lease is None and self._budget.ever_kept and self._leased - len(instead_of) < self.count:
-            self._budget.reclaim()
+        more = self._budget.ever_kept and self._leased - len(instead_of) < self.count
+        while lease is None and more:
+            more = self._budget.reclaim()
             lease = self._lease(nbytes, instead_of)
         return lease
 
@@ -245,9 +254,9 @@ class SlotPool:
         return self._budget.limit_bytes
 
     def prewarm(self, nbytes: int) -> None:
-        """Map and touch memory for as many snapshots of ``nbytes`` as there are free leases and room."""
+        """Map and touch memory for as many snapshots of ``nbytes`` as there are free leases and room beside what is kept."""
         leases: list[Lease] = []
-        while (lease := self.try_lease(nbytes)) is not None:
+        while (lease := self._lease(nbytes, ())) is not None:
             leases.append(lease)
         spare = self._spare(nbytes) if self._keeps and nbytes > _TINY else None
         for slot in (spare, *(lease._slot for lease in leases)):
@@ -262,16 +271,20 @@ class SlotPool:
     def _spare(self, nbytes: int) -> _Slot | None:
         """A slot for what is going to be kept; it is counted once it is used."""
         with self._lock:
-            slot = None if self._kept is not None or self._closed else self._take(nbytes, ())
+            slot = None if self.kept or self._closed else self._take(nbytes, ())
             if slot is not None:
                 self._budget.give_back(slot.nbytes)
             return slot
 
+    @property
+    def kept(self) -> list[Lease]:
+        """The leases that are kept, the one that is kept longest first."""
+        return [lease for lease in self._budget.kept_by(self) if isinstance(lease, Lease)]
+
     def give_up_kept(self) -> None:
-        """End the lease that is kept, if one is."""
-        kept = self._kept
-        if kept is not None:
-            kept.release()
+        """End the leases that are kept, if any are."""
+        for lease in self.kept:
+            lease.release()
 
     def close(self) -> None:
         """Forget the free slots, and the kept one; those still leased are forgotten when they come back."""
@@ -282,9 +295,15 @@ class SlotPool:
         self.give_up_kept()
 
     def _keep(self, lease: Lease, beside_bytes: int, lent: bool) -> Lease | None:
-        self.give_up_kept()
-        if beside_bytes and not self._budget.try_take(beside_bytes):
+        for newest in self.kept[self._kept_max - 1 :]:
+            newest.release()
+        slot_bytes = 0 if lease._slot is None else lease._slot.nbytes
+        if not self.fits(slot_bytes + beside_bytes):
             return None
+        if beside_bytes and not self._budget.try_take(beside_bytes):
+            self.give_up_kept()  # those before make room for it
+            if not self._budget.try_take(beside_bytes):
+                return None
         with self._lock:
             refuse_reentry(self._lock)
             ended = self._closed or lease._released
@@ -293,12 +312,10 @@ class SlotPool:
                 kept._borrowed, kept.on_end = lease._borrowed[:], lease.on_end
                 kept._kept, kept._lent = True, lent
                 lease.on_end = None  # the content stays what it is
-                self._kept = kept
                 lease._end()
                 self._leased -= 1
                 lease._counted = False
-                slot_bytes = 0 if kept._slot is None else kept._slot.nbytes
-                self._budget.keep(kept, beside_bytes + slot_bytes, partial(self._end_kept, kept))
+                self._budget.keep(self, kept, beside_bytes + slot_bytes, partial(self._end_kept, kept))
         if ended:
             self._budget.give_back(beside_bytes)
             return None
@@ -306,8 +323,9 @@ class SlotPool:
         return kept
 
     def _give_up(self, lease: Lease) -> None:
-        if self._budget.forget(lease):
-            self._end_kept(lease)
+        counted = self._budget.forget(lease)
+        self._end_kept(lease)  # whether it counted or not: who reclaimed it may have been interrupted
+        if counted:
             self._budget.tell()
 
     def _end_kept(self, lease: Lease) -> None:
@@ -316,8 +334,6 @@ class SlotPool:
                 return
             slot, lent = lease._slot, lease._lent or lease._is_borrowed()
             lease._end()
-            if self._kept is lease:
-                self._kept = None
             if slot is not None and not lent and not self._closed:
                 self._free.append(slot)
 

@@ -21,7 +21,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from limpet.engine.capture import Spool, read_slice
 from limpet.engine.cutting import alike, copy_alone, copy_run, cut, cut_range, pieces_of
-from limpet.engine.kept import Kept
+from limpet.engine.kept import Kept, base_buffers
 from limpet.engine.lazy import Copying, Crew, Piece, copy_piece
 from limpet.engine.slots import Bytes8, Lease
 from limpet.format.chunks import SHARED_BYTES, BufferSpec, ChunkSource, Plan, Run, plan_chunks
@@ -159,7 +159,7 @@ class Snapshot:
         return self._spool
 
     def keep(self, *, lent: bool = False) -> Kept | None:
-        """End this one, and keep what memory holds of it for as long as nobody needs the room: not the files.
+        """End this one, and keep what can be bases of it for as long as nobody needs the room: not files, nor bytes.
 
         Args:
             lent: as of ``release``.
@@ -167,7 +167,12 @@ class Snapshot:
         Returns:
             ``None`` if there is no room for it: this one goes on.
         """
-        sources = {index: buffer for index, buffer in self._sources.items() if not isinstance(buffer.data, FileSlice)}
+        bases = base_buffers(self.plan)
+        sources = {
+            index: buffer
+            for index, buffer in self._sources.items()
+            if index in bases and not isinstance(buffer.data, FileSlice)
+        }
         memory = self.lease.keep(sum(buffer.nbytes for buffer in sources.values()), lent=lent)
         if memory is None:
             return None

@@ -11,7 +11,7 @@ import math
 import secrets
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 
 import anyio
@@ -25,7 +25,7 @@ from limpet.engine.places import Places
 from limpet.engine.save import Save
 from limpet.engine.staging import Snapshot
 from limpet.engine.timing import Timing
-from limpet.errors import LimpetError, StoreError
+from limpet.errors import LimpetError, StoreError, UsageError
 from limpet.failpoints import reach
 from limpet.format.choosing import CodecChooser
 from limpet.format.layout import PackName, pack_key
@@ -48,6 +48,8 @@ _INLINE_TRIAL_MAX = 64 << 20
 _SLOWEST_BYTES_PER_SECOND = 512 << 10
 """Of a line that is slow, not dead: what is on its way, at most ``_ON_THE_WAY_MAX``, may take that much longer."""
 _ON_THE_WAY_MAX = 64 << 20
+_CHUNKS_AT_ONCE = 1000
+"""A manifest of more chunks is made on a worker: some 50 ms where each has a chain of eight."""
 _STUCK = "stuck"
 
 
@@ -159,7 +161,21 @@ class Upload:
 
         Raises:
             StoreError: the store failed until the deadline.
+            UsageError: the state has too many leaves.
         """
+        try:
+            with nullcontext() if self._differences is None else self._differences.in_use():
+                return await self._write()
+        except UsageError as error:
+            if error.kind != "too_many_leaves" or not self._places.has_bases or self._snapshot.parts > 1:
+                raise
+        # It may be the chains that take the room: a manifest names every link of them.
+        self._differences = None
+        self._known = {id_: known for id_, known in self._known.items() if known.base is None}
+        self._places, self._at = Places(), None
+        return await self._write()
+
+    async def _write(self) -> Uploaded:
         inline = await self._try_inline()
         if inline is not None:
             return inline
@@ -187,7 +203,7 @@ class Upload:
         else:
             return None
         body = b"".join(self._places.place(encoded, "", 0)[0])
-        stored, digest = encode_manifest(self._build_manifest())
+        self._manifest, stored, digest = self._encode_manifest(self._places)
         if len(body) + len(stored) > INLINE_BYTES_MAX:
             self._forget_from(0)
             return None
@@ -274,7 +290,7 @@ class Upload:
             self._start = len(self._places)
             self._snapshot.written(self._start)
         self.save.encoded_seconds = self.save.elapsed()
-        stored, digest = encode_manifest(self._build_manifest())
+        stored, digest = await self._encode_beside()
         yield [stored]
         reach("save.manifest_sent")
         self._at = ManifestAt(key, offset, len(stored), digest)
@@ -307,14 +323,21 @@ class Upload:
         packs = min(_PACKS_PER_SAVE, PACKS_MAX - self._snapshot.parts)  # one ends with each segment too
         return max(_PACK_BYTES, -(-self._snapshot.plan.raw_bytes // packs))
 
-    def _build_manifest(self) -> Manifest:
-        self._manifest = self._places.manifest(
-            self._snapshot.plan,
-            self._snapshot.node,
-            run=self.resources.run,
-            save=f"{self.resources.epoch}/{self.number}",
-        )
-        return self._manifest
+    def _encode_manifest(self, places: Places) -> tuple[Manifest, bytes, str]:
+        run, save = self.resources.run, f"{self.resources.epoch}/{self.number}"
+        manifest = places.manifest(self._snapshot.plan, self._snapshot.node, run=run, save=save)
+        return manifest, *encode_manifest(manifest)
+
+    async def _encode_beside(self) -> tuple[bytes, str]:
+        """The manifest's bytes and their digest; a large one is not in the loop's way."""
+        if len(self._places) <= _CHUNKS_AT_ONCE:
+            self._manifest, stored, digest = self._encode_manifest(self._places)
+            return stored, digest
+        places = self._places.copy()  # of its own: a worker goes on when we are cancelled
+        found = await self.resources.workers(self.save).run(self._encode_manifest, places)
+        self._places = places
+        self._manifest, stored, digest = found
+        return stored, digest
 
     def _uploaded(self, at: ManifestAt, body: bytes) -> Uploaded:
         if self._manifest is None:

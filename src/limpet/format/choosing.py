@@ -25,6 +25,8 @@ to 1.1 times the room on token ids, counts, permutations and timestamps, and a h
 _WORTH_CODING_BYTES = 64
 _DELTA_SHARE_MAX = 0.8
 """Of what a place takes in full: below that a delta is worth that each restore reads one chunk more."""
+_FULL_SHARE_MIN = 1 / 32
+"""Of the raw bytes: a place that took less (zeros before the first step, say) says nothing of what is to come."""
 _REST_FIRST = 8
 _REST_MAX = 512
 _PROBE_EVERY = 64
@@ -203,7 +205,8 @@ class DeltaChooser:
 
     - The base is stored in full, or is itself at most 7 deltas away from what is.
     - A delta takes at most 0.8 of what the place took when it was last stored in full.
-    - A place where it takes more is stored in full the next 8 times, then 16, 32 ... up to 512.
+    - A place where it takes more is stored in full the next 8 times, then 16, 32 ... up to 512; not where that took next
+      to nothing, as of zeros: the first values that follow are no measure of how they will change.
 
     How fast the store is plays no part: whoever asks for deltas wants fewer bytes.
 
@@ -229,9 +232,16 @@ class DeltaChooser:
             return 0
         return int(full_bytes * _DELTA_SHARE_MAX)
 
-    def learn(self, key: int | str, *, paid: bool) -> None:
-        """Take in whether a delta that was tried was as small as that."""
+    def learn(self, key: int | str, *, paid: bool, raw_bytes: int, full_bytes: int) -> None:
+        """Take in whether a delta that was tried was as small as that.
+
+        Args:
+            key: as given to ``most_bytes``.
+            paid: whether it was.
+            raw_bytes: size of the chunk.
+            full_bytes: as given to ``most_bytes``.
+        """
         if paid:
             self._rests.pop(key, None)
-        else:
+        elif full_bytes >= raw_bytes * _FULL_SHARE_MIN:
             self._rests.setdefault(key, _Rest()).begin()

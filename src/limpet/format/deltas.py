@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import numpy.typing as npt
 
 from limpet.errors import FormatError
 from limpet.format.planes import (
@@ -31,7 +32,7 @@ from limpet.format.planes import (
     words_of,
 )
 
-__all__ = ["DELTAS", "DEPTH_MAX", "decode_delta", "encode_delta"]
+__all__ = ["DELTAS", "DEPTH_MAX", "Scratch", "decode_delta", "encode_delta"]
 
 DELTAS = {"delta2": 2, "delta4": 4, "delta8": 8}
 """The codecs of differences, and the bytes of a word of theirs."""
@@ -40,21 +41,22 @@ DEPTH_MAX = 8
 _SCRATCH_BYTES_MAX = 8 << 20
 
 
-class _Scratch(threading.local):
-    """Memory for the differences of one chunk, kept from one to the next: fresh pages cost more than the arithmetic."""
+class Scratch(threading.local):
+    """Memory for one chunk at a time and thread, kept from one to the next: fresh pages cost more than the arithmetic."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
-    def take(self, like: Words) -> Words:
-        if like.nbytes > _SCRATCH_BYTES_MAX:
-            return np.empty_like(like)
-        if self._memory.size < like.nbytes:
-            self._memory = np.empty(like.nbytes, np.uint8)
-        return self._memory[: like.nbytes].view(like.dtype)
+    def take(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """So many bytes, until the same thread takes some again."""
+        if nbytes > _SCRATCH_BYTES_MAX:
+            return np.empty(nbytes, np.uint8)
+        if self._memory.size < nbytes:
+            self._memory = np.empty(nbytes, np.uint8)
+        return self._memory[:nbytes]
 
 
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def encode_delta(
@@ -81,7 +83,7 @@ def encode_delta(
     if not any(tried):
         return None
     # Two native calls, for all that it is one pass over memory more: beside a busy interpreter each call may wait 5 ms.
-    differences = _subtract(words, base_words, out=_scratch.take(words))
+    differences = _subtract(words, base_words, out=_scratch.take(words.nbytes).view(words.dtype))
     stored = encode_planes(differences, raw[words.nbytes :], tried, level, out)
     return stored if pays(raw.size, len(stored)) else None
 

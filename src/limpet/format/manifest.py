@@ -28,6 +28,7 @@ __all__ = [
     "BufferAt",
     "ChunkAt",
     "Manifest",
+    "bases_max",
     "decode_manifest",
     "depth",
     "encode_manifest",
@@ -40,6 +41,9 @@ _VERSION_MAX = 2
 _FULL_CODECS = {RAW, "zstd", *PLANES}
 _BUFFERS_MAX = 10_000_000
 _LEVEL = 3
+_BASE_BYTES = 200
+"""Of one entry of ``bases``, and its pair in ``deltas``, as JSON."""
+_BASES_SHARE = 4
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -165,6 +169,11 @@ def decode_manifest(stored: bytes | memoryview, digest: str) -> Manifest:
     return manifest
 
 
+def bases_max() -> int:
+    """So many bases take a quarter of the largest manifest: beside them the state's own chunks and its tree have room."""
+    return MANIFEST_BYTES_MAX // _BASES_SHARE // _BASE_BYTES
+
+
 def version_for(deltas: Iterable[tuple[int, int]]) -> int:
     """The version that a manifest with these deltas has."""
     return _VERSION_MAX if any(True for _ in deltas) else FORMAT_VERSION
@@ -200,6 +209,8 @@ def _check_deltas(manifest: Manifest) -> None:
             raise _contradiction(f"chunk {index} is a delta of nothing")
     if {base for _, base in manifest.deltas} != set(range(full, len(chunks))):
         raise _contradiction("it has bases that nothing needs")
+    if len({(base.pack, base.offset) for base in manifest.bases}) < len(manifest.bases):
+        raise _contradiction("two of its bases are at one place")
     deepest = max(_depths(manifest), default=0)
     if deepest > DEPTH_MAX:
         raise _contradiction(f"a chunk is {deepest} deltas deep; at most {DEPTH_MAX} are allowed")

@@ -108,10 +108,13 @@ class KeptSlot:
         memory = self._memory()
         return not self._released and memory is not None and memory.save == self._save
 
-    def borrow_if_held(self, offset: int, nbytes: int) -> Bytes8 | None:
+    def copy_if_held(self, offset: int, out: Bytes8) -> bool:
         """See ``KeptMemory``."""
         memory = self._memory()
-        return memory.array[offset : offset + nbytes] if memory is not None and self.is_held else None
+        if memory is None or not self.is_held:
+            return False
+        np.copyto(out, memory.array[offset : offset + out.size])
+        return self.is_held
 
     def release(self) -> None:
         """See ``KeptMemory``: the memory is the trainer's, and only not looked at any more."""

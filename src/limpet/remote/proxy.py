@@ -308,6 +308,7 @@ class RemoteWriter:
                     del self._told[told.number]
                     del self._numbers[save]
                 if message.kept and save.snapshot is not None:
+                    self._queue.give_up_kept()  # it is the base now
                     save.snapshot.keep(lent=told.lent)
                 if told.lent and save.snapshot is not None:  # unless it was kept
                     save.snapshot.release(lent=True)
