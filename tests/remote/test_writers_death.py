@@ -118,6 +118,12 @@ def test_a_writer_that_dies_while_nothing_is_written_is_replaced(cp):
     assert cp.read() == 2
 
 
+def test_the_process_gets_no_signals_of_the_terminal_and_its_priorities_count_beside_ours(cp):
+    cp.write(1, durable=True)
+    assert os.getpgid(writer_of(cp)) != os.getpgid(0)
+    assert os.getsid(writer_of(cp)) == os.getsid(0)  # the kernel weighs tasks of other sessions as a whole
+
+
 def test_child_runs_go_on_too(cp):
     child = cp.child("eval")
     child.write(1, step=1, durable=True)

@@ -42,8 +42,9 @@ _GONE_SECONDS = 5.0
 class Launched:
     """A writer's process, from its start on.
 
-    It is started without a fork of this interpreter (``vfork`` and ``exec``), in a session of its own: the terminal's
-    signals are the trainer's. It gets no stream of ours, or whoever reads our output to its end would wait for it too;
+    It is started without a fork of this interpreter (``vfork`` and ``exec``), in a process group of its own: the
+    terminal's signals are the trainer's. But in the same session: where Linux groups tasks by session (autogroup, see
+    sched(7)), the priorities of its threads count beside the trainer's within one session only. It gets no stream of ours, or whoever reads our output to its end would wait for it too;
     what it prints lands in memory, for the message of its death.
 
     Raises:
@@ -63,7 +64,7 @@ class Launched:
                 stdout=self._printed,
                 stderr=self._printed,
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,
+                process_group=0,
                 env={**os.environ, **_ONE_THREAD},
             )
         except (OSError, ValueError, RuntimeError) as error:
